@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['DOMAINS', 'LANGUAGES', 'SEASONS', 'ECOMMERCE_VALUES', 'ECOMMERCE_CATEGORIES', 'ECOMMERCE_TEMPLATES', 'SOCIAL_VALUES',
            'SOCIAL_CATEGORIES', 'SOCIAL_TEMPLATES', 'NEWS_VALUES', 'NEWS_CATEGORIES', 'NEWS_TEMPLATES', 'AGREEMENT',
-           'NEGATIONS', 'CHOICES', 'DAYS', 'START', 'OUTSIDE', 'Value', 'read_value', 'Domain', 'load_domain',
-           'english_article', 'realise', 'Parsed', 'Grammar', 'Parser', 'find_attributes', 'Choice', 'draw_values',
-           'Facts', 'draw_facts', 'visible_taste', 'sigmoid', 'ChoiceModel', 'LoggingPolicy', 'simulate_log', 'World']
+           'NEGATIONS', 'CHOICES', 'LATE_ITEMS', 'DAYS', 'START', 'OUTSIDE', 'Value', 'read_value', 'Domain',
+           'load_domain', 'english_article', 'realise', 'Parsed', 'Grammar', 'Parser', 'find_attributes', 'Choice',
+           'draw_values', 'Facts', 'draw_facts', 'visible_taste', 'sigmoid', 'ChoiceModel', 'LoggingPolicy',
+           'simulate_log', 'World']
 
 # %% ../nbs/02_simulation.ipynb #f0b15838
 import re
@@ -712,7 +713,7 @@ def find_attributes(
     if sub in found: found["category"] = parent[found[sub]]
     return found
 
-# %% ../nbs/02_simulation.ipynb #ae49ff87
+# %% ../nbs/02_simulation.ipynb #e9655d91
 class Choice(NamedTuple):
     "The parameters of the choice model and of the service that logged it."
     base: float           # b: attraction of an average item to a user whom it does not concern (log-odds)
@@ -734,8 +735,9 @@ class Choice(NamedTuple):
 CHOICES = {
     "ecommerce": Choice(-3.4, 1.0, .8, .5, .4, .3, 20., .5, .01, .2, .3, 20, 12., (-.5, 1.)),
     "social": Choice(-3.2, .9, .9, .6, .4, .7, 10., .6, .02, .2, .4, 20, 12., (-.3, 1.)),
-    "news": Choice(-3.0, .9, .7, .5, .5, 1.5, 4., .6, .01, .25, .25, 20, 12., (-.5, 1.)),
+    "news": Choice(-3.2, .9, .7, .5, .5, 2., 4., .6, .01, .25, .25, 20, 12., (-.5, 1.)),
 }
+LATE_ITEMS = {"ecommerce": .3, "social": .4, "news": .7}     # share of the items that appear while the log is written
 DAYS = 56                  # length of the log
 START = 1_735_689_600      # its first second: 2025-01-01 00:00 UTC
 
@@ -771,7 +773,7 @@ class Facts:
     joined: np.ndarray        # (U,) float64 day on which the user arrives; 0 or before: from the start
     activity: np.ndarray      # (U,) float64 relative number of sessions, mean 1
 
-# %% ../nbs/02_simulation.ipynb #2007d69b
+# %% ../nbs/02_simulation.ipynb #95035419
 def draw_facts(
     domain: Domain,
     n_users: int,                  # U
@@ -784,8 +786,8 @@ def draw_facts(
     draw = lambda n: rng.choice(len(names), size=n, p=share / share.sum())
     def fill(category): return np.stack([category] + [draw_values(domain, a, category, rng) for a in domain.attributes[1:]], axis=-1)
     codes = fill(draw(n_items))
-    old = rng.random(n_items) < .7
-    born = np.where(old, -60 * rng.random(n_items), DAYS * rng.random(n_items))
+    old = rng.random(n_items) >= LATE_ITEMS[domain.name]
+    born = np.where(old, -DAYS * rng.random(n_items), DAYS * rng.random(n_items))
     number = rng.choice([1, 2, 3, 4], size=n_users, p=[.3, .35, .25, .1])
     interests = np.stack([fill(draw(n_users)) for _ in range(4)], axis=1)
     care = rng.gamma(2., .25, (n_users, 4, A)) * (rng.random((n_users, 4, A)) < .6)
@@ -886,7 +888,7 @@ class ChoiceModel:
         constant, gain = self.choice.comeback
         return sigmoid(constant + gain * (clicks * attraction).sum(1))
 
-# %% ../nbs/02_simulation.ipynb #de6ac551
+# %% ../nbs/02_simulation.ipynb #8f9193ab
 class LoggingPolicy:
     "What the service showed while the log was written: mostly popular, partly personal, partly random."
 
@@ -900,48 +902,51 @@ class LoggingPolicy:
         noise = rng.standard_normal(model.utility.shape, dtype=np.float32)
         self.guess = np.exp(model.utility - np.float32(self.choice.base) + noise)
         self.counts = np.exp(facts.fame)       # clicks that it knows of, with a head start by fame
-        self.seen = np.zeros(model.utility.shape, dtype=bool)
+        self.clicked = np.zeros(model.utility.shape, dtype=bool)
 
     def probabilities(
         self,
-        users: np.ndarray,        # (B,) user codes, each once
+        users: np.ndarray,        # (B,) user codes
+        items: np.ndarray,        # (J,) codes of the items that exist
         day: int,
-    ) -> np.ndarray:              # (B, I) float32 chance of being drawn first; 0 if unborn or shown before
-        "(1−ε−τ)·popularity + τ·guess + ε·uniform, each over the items that may be shown."
-        c, items = self.choice, np.arange(len(self.counts))
-        free = ((self.model.born <= day) & ~self.seen[users]).astype(np.float32)
+    ) -> np.ndarray:              # (B, J) float32 chance of being drawn first; 0 if this user has clicked the item before
+        "(1−ε−τ)·popularity + τ·guess + ε·uniform, each normalised over the items that may be shown."
+        c, pair = self.choice, np.ix_(users, items)
         fresh = np.exp(self.model.recency(items, day)).astype(np.float32)
-        out = np.zeros_like(free)
-        for share, weight in ((1 - c.explore - c.personal, self.counts.astype(np.float32) * fresh), (c.personal, self.guess[users] * fresh), (c.explore, np.float32(1))):
+        popular = self.counts[items].astype(np.float32) * fresh
+        free, out = (~self.clicked[pair]).astype(np.float32), 0
+        for share, weight in ((1 - c.explore - c.personal, popular), (c.personal, self.guess[pair] * fresh), (c.explore, 1)):
             part = free * weight
-            out += part * (np.float32(share) / np.maximum(part.sum(1, keepdims=True), np.float32(1e-9)))
+            part *= np.float32(share) / np.maximum(part.sum(1, keepdims=True), np.float32(1e-9))
+            out = out + part
         return out
 
     def draw(
         self,
-        users: np.ndarray,        # (B,) user codes, each once
+        users: np.ndarray,        # (B,) user codes
         day: int,
         rng: np.random.Generator,
     ) -> tuple[np.ndarray, np.ndarray]:     # (B, K) item codes in page order (−1: nothing left) and their propensities
-        "A page for each user: K items without replacement, by an exponential race (Plackett–Luce)."
-        p = self.probabilities(users, day)
-        rows, k = np.arange(len(users))[:, None], min(self.choice.page, p.shape[1] // 2)
-        time = np.divide(rng.standard_exponential(p.shape, dtype=np.float32), p, out=np.full_like(p, np.inf), where=p > 0)
+        "A page for each user: up to K items without replacement, by an exponential race (Plackett–Luce)."
+        items = np.flatnonzero(self.model.born <= day)
+        p, k = self.probabilities(users, items, day), min(self.choice.page, len(items) // 2)
+        with np.errstate(divide="ignore"): time = (rng.standard_exponential(p.shape, dtype=np.float32) + np.float32(1e-30)) / p
         page = np.argpartition(time, k, axis=1)[:, :k]
-        page = page[rows, np.argsort(time[rows, page], axis=1)]
-        chance = p[rows, page].astype(np.float64)
-        left = 1 - np.cumsum(chance, axis=1) + chance
-        self.seen[rows, page] = True
-        return np.where(chance > 0, page, -1), np.clip(chance / np.maximum(left, 1e-9), 0, 1)
+        page = np.take_along_axis(page, np.argsort(np.take_along_axis(time, page, 1), axis=1), 1)
+        chance = np.take_along_axis(p, page, 1).astype(np.float64)
+        left = 1 - np.cumsum(chance, axis=1) + chance          # what the places above have not used up
+        return np.where(chance > 0, items[page], -1), np.clip(chance / np.maximum(left, 1e-9), 0, 1)
 
     def learn(
         self,
-        items: np.ndarray,        # codes of clicked items
+        users: np.ndarray,        # (N,) who clicked today
+        items: np.ndarray,        # (N,) on what
     ) -> None:
-        "Forget 3 % of the old clicks and count today's."
+        "Forget 3 % of the old clicks, count today's, and never show a user again what this user has clicked."
         self.counts = .97 * self.counts + np.bincount(items, minlength=len(self.counts))
+        self.clicked[users, items] = True
 
-# %% ../nbs/02_simulation.ipynb #ce9628ea
+# %% ../nbs/02_simulation.ipynb #cc0e31c2
 def simulate_log(
     model: ChoiceModel,
     facts: Facts,
@@ -952,7 +957,7 @@ def simulate_log(
     policy, awake, sessions, parts = LoggingPolicy(model, facts, rng), np.zeros(U), 0, []
     daily = np.minimum(.9, 1.6 * c.sessions / DAYS * facts.activity)
     for day in range(DAYS):
-        room = policy.seen.sum(1) < policy.seen.shape[1] // 2
+        room = policy.clicked.mean(1) < .5
         users = np.flatnonzero((facts.joined <= day) & (awake <= day) & (rng.random(U) < daily) & room)
         if not len(users): continue
         page, propensity = policy.draw(users, day, rng)
@@ -967,7 +972,7 @@ def simulate_log(
                 "session": np.repeat(np.arange(sessions, sessions + B), K)}
         parts.append({name: column[keep] for name, column in wide.items()})
         sessions += B
-        policy.learn(page[clicks])
+        policy.learn(np.repeat(users, clicks.sum(1)), page[clicks])
     log = pd.DataFrame({name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
     return log.sort_values(["timestamp", "user"], kind="stable", ignore_index=True)
 
