@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPLITS', 'TEXT_COLUMNS', 'SUFFIXES', 'DataError', 'Requests', 'guess_language', 'RecDataset']
 
-# %% ../nbs/01_datasets.ipynb #5e88a22c
+# %% ../nbs/01_datasets.ipynb #73ee49ab
 import copy
 import csv
 import difflib
@@ -14,6 +14,7 @@ import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -133,16 +134,7 @@ def not_utf8(path: Path) -> DataError:   # a text file that did not decode
                                  file=path.name, rows=[number], unit="line")
     return DataError("the text is not UTF-8", "save it as UTF-8", file=path.name)
 
-# %% ../nbs/01_datasets.ipynb #69c9d7a9
-def check_header(path: Path) -> None:   # a text file
-    "Raise `DataError` if the first record names a column twice or not at all."
-    with open_text(path) as file: line, header = next(records(file), (1, []))
-    for name in header:
-        if not name.strip() or header.count(name) > 1:
-            problem = f"two columns are called '{name}'" if name.strip() else "a column has no name"
-            raise DataError(problem, "give each column its own name", file=path.name, rows=[line], unit="line")
-
-
+# %% ../nbs/01_datasets.ipynb #108dcb4c
 def malformed(path: Path, message: str) -> DataError:   # a CSV file that did not parse, and what the parser said
     "The error for the first record with too many fields, or else for a quote that is never closed."
     with open_text(path) as file:
@@ -156,7 +148,17 @@ def malformed(path: Path, message: str) -> DataError:   # a CSV file that did no
     return DataError("a double quote is opened and never closed", "close it, or double it if it is part of the text",
                      file=path.name, rows=[line], unit="line")
 
-# %% ../nbs/01_datasets.ipynb #237df758
+
+def check_header(path: Path) -> None:   # a text file
+    "Raise `DataError` if the first record names a column twice or not at all."
+    with open_text(path) as file: (line, header), (_, first) = (*islice(records(file), 2), (1, []), (1, []))[:2]
+    if len(first) > len(header): raise malformed(path, "")   # pandas would take the first column for an index
+    for name in header:
+        if not name.strip() or header.count(name) > 1:
+            problem = f"two columns are called '{name}'" if name.strip() else "a column has no name"
+            raise DataError(problem, "give each column its own name", file=path.name, rows=[line], unit="line")
+
+# %% ../nbs/01_datasets.ipynb #48890552
 def read_csv(path: Path) -> pd.DataFrame:   # a .csv or .csv.gz file
     "Read a text table; ids and text stay strings, only an empty cell is missing."
     strings = dict.fromkeys(["user_id", "item_id", "split", "part", "profile", *TEXT_COLUMNS], str)
@@ -169,7 +171,6 @@ def read_csv(path: Path) -> pd.DataFrame:   # a .csv or .csv.gz file
     except pd.errors.ParserError as error: raise malformed(path, str(error)) from None
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"the file cannot be read ({error})", "check that it is complete", file=path.name) from None
-    if not isinstance(table.index, pd.RangeIndex): raise malformed(path, "more fields than the header")
     return table
 
 
@@ -182,7 +183,7 @@ def read_table(path: Path) -> pd.DataFrame:   # a .csv, .csv.gz or .parquet file
     except (OSError, ValueError) as error:   # pyarrow's errors are ValueErrors
         raise DataError(f"this is no parquet file ({error})", "write it again", file=path.name) from None
 
-# %% ../nbs/01_datasets.ipynb #d87fb336
+# %% ../nbs/01_datasets.ipynb #ad216431
 def need_column(
     table: pd.DataFrame,
     source: Source,      # where the table came from
@@ -196,8 +197,8 @@ def need_column(
     if len(columns) == 1 and re.search(r"[;\t|]", columns[0]): remedy = "separate the columns by commas"
     elif close: remedy = f"rename '{close[0]}' to '{names[0]}'"
     else: remedy = f"add a column '{names[0]}'; the table has {', '.join(columns) or 'no columns'}"
-    raise DataError(f"the column {' or '.join(repr(n) for n in names)} is missing", remedy,
-                    file=source.label, column=names[0])
+    problem = "there is no such column" if len(names) == 1 else f"there is neither {' nor '.join(map(repr, names))}"
+    raise DataError(problem, remedy, file=source.label, column=names[0] if len(names) == 1 else "")
 
 # %% ../nbs/01_datasets.ipynb #d87db9e8
 def id_kind(values: pd.Series) -> str:   # an id column
@@ -232,7 +233,7 @@ def clean_ids(
     source.check(values == "", column, "the id is empty", "fill it in or delete the row")
     return values
 
-# %% ../nbs/01_datasets.ipynb #ea008c08
+# %% ../nbs/01_datasets.ipynb #9d7f0bf3
 INTEGER, DECIMAL = r"(?:0|-?[1-9]\d{0,17})", r"-?\d+\.0*"   # an id, and what a spreadsheet makes of it
 
 
@@ -241,16 +242,16 @@ def same_ids(
     column: str,                               # its name
 ) -> list[pd.Series]:                          # all int64, or all text
     "Give an id one type in all tables; text files whose ids are all whole numbers get integers."
-    text = [(v, s) for v, s in columns if v.dtype != "int64"]
-    if not text: return [v for v, _ in columns]
+    text = [(v, s) for v, s in columns if v.dtype != "int64" and len(v)]
+    if not text: return [v.astype("int64") for v, _ in columns]
     files = all(s.path is not None for _, s in columns)
     for values, source in text if files else ():
         decimal = values.str.fullmatch(DECIMAL)
         if decimal.any() and values[~decimal].str.fullmatch(INTEGER).all():
             source.check(decimal, column, "mixed id types: a decimal number", "write whole numbers (12, not 12.0)")
     if files and all(v.str.fullmatch(INTEGER).all() for v, _ in text): return [v.astype("int64") for v, _ in columns]
-    if len(text) == len(columns): return [v for v, _ in columns]
-    number = next(s for v, s in columns if v.dtype == "int64")
+    number = next((s for v, s in columns if v.dtype == "int64"), None)
+    if number is None: return [v.astype(str) for v, _ in columns]
     raise DataError(f"mixed id types: text here, whole numbers in {number.label}",
                     f"use one type in both, e.g. `table['{column}'].astype(str)`", file=text[0][1].label, column=column)
 
@@ -471,49 +472,6 @@ class Tables:
         "Number of items, those without interactions included."
         return len(self.items)
 
-# %% ../nbs/01_datasets.ipynb #e0f97bc5
-@dataclass(frozen=True, eq=False)
-class Requests:
-    "Who asks: what B users liked before, in their own words and in their context."
-    history: sparse.csr_matrix   # (B, I) float32, 1 where the user liked the item
-    recent: np.ndarray           # (B, N) int64 item codes, oldest → newest, −1 fills up at the left
-    texts: list[str]             # B interest texts, "" if there is none
-    context: np.ndarray          # (B, F) float32, F may be 0
-    users: np.ndarray            # (B,) int64 user codes, −1 for a stranger
-
-    def __post_init__(self):
-        sizes = {k: len(v) if k != "history" else v.shape[0] for k, v in vars(self).items()}
-        if len(set(sizes.values())) > 1: raise ValueError(f"all parts of Requests need the same length, not {sizes}")
-
-    def __len__(self) -> int: return len(self.users)
-
-    @property
-    def n_items(self) -> int:   # I
-        "Size of the catalogue that the codes refer to."
-        return self.history.shape[1]
-
-    def __getitem__(
-        self, index: int | slice | Sequence[int] | np.ndarray,   # a position, a slice, positions, or a (B,) bool mask
-    ) -> "Requests":
-        "Some of the requests, in the order asked for."
-        chosen = np.atleast_1d(np.arange(len(self))[index])
-        return Requests(self.history[chosen], self.recent[chosen], [self.texts[i] for i in chosen],
-                        self.context[chosen], self.users[chosen])
-
-    @classmethod
-    def from_texts(
-        cls,
-        texts: str | Sequence[str],   # B interest texts, or one
-        n_items: int,                 # I, size of the catalogue
-        context=None,                 # (B, F) numbers, if there are any
-    ) -> "Requests":
-        "Requests of strangers: an interest text and no history."
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        n = len(texts)
-        context = np.zeros((n, 0)) if context is None else np.asarray(context)
-        return cls(sparse.csr_matrix((n, n_items), dtype=np.float32), np.full((n, 0), -1, dtype=np.int64),
-                   texts, context.astype(np.float32), np.full(n, -1, dtype=np.int64))
-
 # %% ../nbs/01_datasets.ipynb #6681a3c9
 def rank_from_end(
     groups: np.ndarray,   # (n,) int: the group of each row, rows of a group in time order
@@ -526,7 +484,7 @@ def rank_from_end(
     rank[order] = np.cumsum(sizes)[groups[order]] - 1 - np.arange(len(groups))
     return rank, sizes[groups]
 
-# %% ../nbs/01_datasets.ipynb #224f9774
+# %% ../nbs/01_datasets.ipynb #a723b7db
 class Views(Tables):
     "Tables that can be seen as matrices, sequences and requests."
 
@@ -589,6 +547,53 @@ class Views(Tables):
         out[user[keep], max_length - 1 - rank[keep]] = item[keep]
         return out
 
+# %% ../nbs/01_datasets.ipynb #e0f97bc5
+@dataclass(frozen=True, eq=False)
+class Requests:
+    "Who asks: what B users liked before, in their own words and in their context."
+    history: sparse.csr_matrix   # (B, I) float32, 1 where the user liked the item
+    recent: np.ndarray           # (B, N) int64 item codes, oldest → newest, −1 fills up at the left
+    texts: list[str]             # B interest texts, "" if there is none
+    context: np.ndarray          # (B, F) float32, F may be 0
+    users: np.ndarray            # (B,) int64 user codes, −1 for a stranger
+
+    def __post_init__(self):
+        sizes = {k: len(v) if k != "history" else v.shape[0] for k, v in vars(self).items()}
+        if len(set(sizes.values())) > 1: raise ValueError(f"all parts of Requests need the same length, not {sizes}")
+
+    def __len__(self) -> int: return len(self.users)
+
+    @property
+    def n_items(self) -> int:   # I
+        "Size of the catalogue that the codes refer to."
+        return self.history.shape[1]
+
+    def __getitem__(
+        self, index: int | slice | Sequence[int] | np.ndarray,   # a position, a slice, positions, or a (B,) bool mask
+    ) -> "Requests":
+        "Some of the requests, in the order asked for."
+        chosen = np.atleast_1d(np.arange(len(self))[index])
+        return Requests(self.history[chosen], self.recent[chosen], [self.texts[i] for i in chosen],
+                        self.context[chosen], self.users[chosen])
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: str | Sequence[str],   # B interest texts, or one
+        n_items: int,                 # I, size of the catalogue
+        context=None,                 # (B, F) numbers, if there are any
+    ) -> "Requests":
+        "Requests of strangers: an interest text and no history."
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        n = len(texts)
+        context = np.zeros((n, 0)) if context is None else np.asarray(context)
+        return cls(sparse.csr_matrix((n, n_items), dtype=np.float32), np.full((n, 0), -1, dtype=np.int64),
+                   texts, context.astype(np.float32), np.full(n, -1, dtype=np.int64))
+
+# %% ../nbs/01_datasets.ipynb #a3d9edf8
+class Asking(Views):
+    "Tables whose users can ask."
+
     def requests(
         self,
         users=None,                              # (B,) user codes; None = all users
@@ -626,14 +631,14 @@ class Views(Tables):
         raise DataError(f"there is no {what} {', '.join(missing[:5])}", f"use a known id, such as "
                         f"{', '.join(known[:3])}", file=self.name, column=f"{what}_id")
 
-# %% ../nbs/01_datasets.ipynb #efa8534b
+# %% ../nbs/01_datasets.ipynb #a69ca6ac
 def check_shares(valid: float, test: float) -> None:
     "Shares must leave something to train on."
     if not (0 <= valid < 1 and 0 <= test < 1 and valid + test < 1):
         raise ValueError(f"valid={valid}, test={test}: shares must be at least 0 and leave something for training")
 
 
-def names(is_valid: np.ndarray, is_test: np.ndarray) -> np.ndarray:   # (n,) bool each → (n,) names of splits
+def split_names(is_valid: np.ndarray, is_test: np.ndarray) -> np.ndarray:   # (n,) bool each → (n,) names of splits
     "test where `is_test`, else valid where `is_valid`, else train."
     return np.where(is_test, "test", np.where(is_valid, "valid", "train")).astype(object)
 
@@ -641,7 +646,7 @@ def names(is_valid: np.ndarray, is_test: np.ndarray) -> np.ndarray:   # (n,) boo
 def time_split(time: np.ndarray, valid: float, test: float) -> np.ndarray:   # (n,) times → (n,) names of splits
     "One cut in time for all: the last `test` share, and before it the `valid` share; equal times stay together."
     cuts = np.quantile(time, [1 - valid - test, 1 - test], method="lower")
-    return names(time > cuts[0] if valid else np.zeros(len(time), bool), time > cuts[1] if test else np.zeros(len(time), bool))
+    return split_names(time > cuts[0] if valid else np.zeros(len(time), bool), time > cuts[1] if test else np.zeros(len(time), bool))
 
 
 def last_split(
@@ -654,17 +659,17 @@ def last_split(
     rank, size = np.empty((2, len(users)), dtype=np.int64)
     rank[order], size[order] = rank_from_end(users[order], int(users.max()) + 1)
     n_test, n_valid = (np.where(size >= 3, np.maximum((size * s).astype(int), s > 0), 0) for s in (test, valid))
-    return names(rank < n_test + n_valid, rank < n_test)
+    return split_names(rank < n_test + n_valid, rank < n_test)
 
 
 def random_parts(n: int, valid: float, test: float, seed: int) -> np.ndarray:   # (n,) names of splits
     "Deal n things to train, valid and test at random, at least one to each part that was asked for."
     place = np.random.default_rng(seed).permutation(n)
     n_test, n_valid = (max(round(n * s), int(s > 0)) for s in (test, valid))
-    return names(place < n_test + n_valid, place < n_test)
+    return split_names(place < n_test + n_valid, place < n_test)
 
-# %% ../nbs/01_datasets.ipynb #868ed54c
-class Splits(Views):
+# %% ../nbs/01_datasets.ipynb #9aa39dd6
+class Splits(Asking):
     "Tables whose rows can be dealt to train, valid and test. Each method gives a new data set."
 
     def split_by_time(
@@ -700,6 +705,21 @@ class Splits(Views):
         else: part = last_split(pairs // self.n_items, np.random.default_rng(seed).permutation(len(pairs)), valid, test)
         return self._with_split(part[pair], valid, test, "random" if by == "all" else "random, per user")
 
+    def _with_split(self, split: np.ndarray, valid: float, test: float, protocol: str) -> "RecDataset":
+        "A copy with this `split`. Raises `DataError` if a part that was asked for has no positive."
+        new = copy.copy(self)
+        new.interactions = self.interactions.assign(split=pd.Categorical(split, categories=SPLITS))
+        new.protocol, new.user_part = protocol, None
+        for part, share in zip(SPLITS, (1.0, valid, test)):
+            if share and not new.interactions["positive"].to_numpy()[split == part].any():
+                raise DataError(f"the split '{part}' would hold no positive", "ask for a larger share or use more data",
+                                file=self.name, column="split")
+        return new
+
+# %% ../nbs/01_datasets.ipynb #b056ce6c
+class ColdSplits(Splits):
+    "Tables from which whole items or whole users can be hidden."
+
     def split_item_cold(
         self,
         test: float = 0.2,             # share of the items of which nothing but the text is known
@@ -731,17 +751,6 @@ class Splits(Views):
         new.user_part = pd.Series(pd.Categorical(part, categories=SPLITS), name="part")
         return new
 
-    def _with_split(self, split: np.ndarray, valid: float, test: float, protocol: str) -> "RecDataset":
-        "A copy with this `split`. Raises `DataError` if a part that was asked for has no positive."
-        new = copy.copy(self)
-        new.interactions = self.interactions.assign(split=pd.Categorical(split, categories=SPLITS))
-        new.protocol, new.user_part = protocol, None
-        for part, share in zip(SPLITS, (1.0, valid, test)):
-            if share and not new.interactions["positive"].to_numpy()[split == part].any():
-                raise DataError(f"the split '{part}' would hold no positive", "ask for a larger share or use more data",
-                                file=self.name, column="split")
-        return new
-
 # %% ../nbs/01_datasets.ipynb #87e1a258
 def guess_language(
     texts: Iterable[str],   # some texts
@@ -754,8 +763,34 @@ def guess_language(
     share = chinese / max(chinese + latin, 1)
     return "zh" if share > 0.6 else "en" if share < 0.1 else "mixed"
 
-# %% ../nbs/01_datasets.ipynb #e65a1db5
-class RecDataset(Splits):
+# %% ../nbs/01_datasets.ipynb #80b0a71c
+def table_facts(data: ColdSplits) -> dict[str, object]:
+    "Sizes, text, and what is odd about a data set."
+    table, text, liked = data.interactions, data.items["text"], data.matrix()
+    per_user = np.diff(liked.indptr)
+    return {"users": data.n_users, "items": data.n_items, "interactions": len(table),
+            "positives": int(table["positive"].sum()), "density": round(liked.nnz / (data.n_users * data.n_items), 5),
+            "positives per user (median)": float(np.median(per_user)),
+            "users without history": int((per_user == 0).sum()),
+            "items nobody liked": data.n_items - len(np.unique(liked.indices)),
+            "language": guess_language(text), "characters per text (median)": float(text.str.len().median()),
+            "items without text": int((text == "").sum()),
+            "items that share their text": int((text.duplicated(keep=False) & (text != "")).sum()),
+            "users with a profile": int((data.users["profile"] != "").sum()),
+            "users not in the users table": data.n_unlisted_users, "duplicates dropped": data.n_duplicates,
+            "repeated pairs": int(table.duplicated(["user", "item"]).sum()), "split": data.protocol}
+
+
+def split_facts(data: ColdSplits, split: str) -> dict[str, int]:
+    "Sizes of a split, and how much of it is unknown to the training rows."
+    table, train = (data.interactions[data.rows(s)] for s in (split, "train"))
+    facts = {f"{split}: interactions": len(table), f"{split}: users": table["user"].nunique(),
+             f"{split}: items": table["item"].nunique()}
+    if split == "train": return facts
+    return facts | {f"{split}: cold {what}s": len(np.setdiff1d(table[what], train[what])) for what in ("user", "item")}
+
+# %% ../nbs/01_datasets.ipynb #61ad4f5a
+class RecDataset(ColdSplits):
     "Users, items and what happened between them: checked tables with views, splits and a report."
 
     @property
@@ -769,34 +804,9 @@ class RecDataset(Splits):
 
     def describe(self) -> pd.DataFrame:   # index: fact; column: value
         "One fact per row: sizes, text, what is odd, what each split holds and how much of it is cold."
-        table, length, liked = self.interactions, self.items["text"].str.len(), self.matrix()
-        per_user = np.diff(liked.indptr)
-        facts = {"users": self.n_users, "items": self.n_items, "interactions": len(table),
-                 "positives": int(table["positive"].sum()), "density": round(liked.nnz / (self.n_users * self.n_items), 5),
-                 "positives per user (median)": float(np.median(per_user)),
-                 "users without history": int((per_user == 0).sum()),
-                 "items nobody liked": self.n_items - len(np.unique(liked.indices)),
-                 "language": self.language, "characters per text (median)": float(length.median()),
-                 "items without text": int((length == 0).sum()), "items that share their text": self._shared_texts(),
-                 "users with a profile": int((self.users["profile"] != "").sum()),
-                 "users not in the users table": self.n_unlisted_users, "duplicates dropped": self.n_duplicates,
-                 "repeated pairs": int(table.duplicated(["user", "item"]).sum()), "split": self.protocol}
-        for split in self.splits: facts |= self._describe_split(split)
+        facts = table_facts(self)
+        for split in self.splits: facts |= split_facts(self, split)
         return pd.DataFrame({"value": pd.Series(facts, dtype=object)}).rename_axis("fact")
-
-    def _shared_texts(self) -> int:
-        "How many items have a text that another item has too."
-        text = self.items["text"]
-        return int((text.duplicated(keep=False) & (text != "")).sum())
-
-    def _describe_split(self, split: str) -> dict:
-        "Sizes of a split, and how much of it is unknown to the training rows."
-        table, train = (self.interactions[self.rows(s)] for s in (split, "train"))
-        facts = {f"{split}: interactions": len(table), f"{split}: users": table["user"].nunique(),
-                 f"{split}: items": table["item"].nunique()}
-        if split == "train": return facts
-        cold = {f"{split}: cold {what}s": len(np.setdiff1d(table[what], train[what])) for what in ("user", "item")}
-        return facts | cold
 
     @classmethod
     def from_folder(
