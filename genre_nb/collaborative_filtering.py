@@ -15,7 +15,7 @@ from .retrieval import Retriever
 # %% auto #0
 __all__ = ['ItemKNN', 'keep_largest', 'EASE', 'ease_weights', 'mirror_lower']
 
-# %% ../nbs/10_collaborative_filtering.ipynb #73c3362e
+# %% ../nbs/10_collaborative_filtering.ipynb #49f40184
 class ItemKNN(Retriever):
     """Items liked by the same people: cosine similarity with shrinkage, the nearest neighbours only.
 
@@ -46,11 +46,11 @@ class ItemKNN(Retriever):
 
     def _nearest(self, items, users, norms, start: int) -> sp.csr_matrix:
         "(n, I): similarities of the items from `start` on, the nearest kept."
-        rows = slice(start, start + 1000)
-        similar = (items[rows] @ users).toarray()
-        similar /= np.maximum(norms[rows, None] * norms + np.float32(self.shrinkage), np.float32(1e-12))
-        similar[np.arange(len(similar)), np.arange(start, start + len(similar))] = 0.0
-        return sp.csr_matrix(keep_largest(similar, self.neighbours))
+        similar = (items[start : start + 1000] @ users).tocoo()
+        row, column = similar.row, similar.col
+        value = similar.data / (norms[row + start] * norms[column] + np.float32(self.shrinkage))
+        others = row + start != column
+        return keep_largest(sp.csr_matrix((value[others], (row[others], column[others])), shape=similar.shape), self.neighbours)
 
     def scores(self, requests):
         "(B, I): how near each item is to the history."
@@ -59,18 +59,18 @@ class ItemKNN(Retriever):
 
 
 def keep_largest(
-    matrix: np.ndarray,   # (n, I), changed in place
-    k: int,               # how many to keep
-) -> np.ndarray:          # the same array
-    "Set all but the k largest of each row to 0; of equal values at the border the lower columns stay."
-    if k >= matrix.shape[1]: return matrix
-    border = np.partition(matrix, -k, axis=1)[:, -k, None]
-    tied = matrix == border
-    room = k - (matrix > border).sum(1, keepdims=True)
-    matrix[(matrix < border) | (tied & (np.cumsum(tied, axis=1) > room))] = 0.0
-    return matrix
+    matrix: sp.csr_matrix,   # (n, I)
+    k: int,                  # how many to keep
+) -> sp.csr_matrix:          # (n, I) with at most k entries a row
+    "The k largest entries of each row; of equal ones the lower columns stay."
+    matrix.sort_indices()
+    kept = [start + np.sort(np.argsort(-matrix.data[start:stop], kind="stable")[:k])
+            for start, stop in zip(matrix.indptr, matrix.indptr[1:])]
+    indptr = np.concatenate([[0], np.cumsum([len(row) for row in kept])])
+    kept = np.concatenate(kept)
+    return sp.csr_matrix((matrix.data[kept], matrix.indices[kept], indptr), shape=matrix.shape)
 
-# %% ../nbs/10_collaborative_filtering.ipynb #24a2e43f
+# %% ../nbs/10_collaborative_filtering.ipynb #ea59fe71
 class EASE(Retriever):
     """Embarrassingly shallow autoencoder: the linear item–item model with zero diagonal, in closed form (Steck 2019).
 
@@ -109,11 +109,10 @@ def ease_weights(
     factor, failed = scipy.linalg.lapack.spotrf(gram, lower=1, overwrite_a=1)
     if not failed: factor, failed = scipy.linalg.lapack.spotri(factor, lower=1, overwrite_c=1)
     if failed: raise ValueError(f"XᵀX + λI is not positive definite in float32 with l2={l2}: raise l2")
-    mirror_lower(factor)
-    diagonal = factor.diagonal().copy()
-    factor /= -diagonal
-    np.fill_diagonal(factor, 0.0)
-    return factor
+    weights = mirror_lower(factor).T                   # symmetric: the transpose is the same matrix, row by row in memory
+    weights /= -weights.diagonal()
+    np.fill_diagonal(weights, 0.0)
+    return weights
 
 
 def mirror_lower(

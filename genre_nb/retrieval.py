@@ -198,7 +198,7 @@ class Retriever(Saved, ABC):
         if exclude_seen: scores = scores.masked_fill(seen(requests), -torch.inf)
         return scores if allowed is None else scores.masked_fill(~allowed, -torch.inf)
 
-# %% ../nbs/09_retrieval.ipynb #5eb7d18a
+# %% ../nbs/09_retrieval.ipynb #24f6b1af
 def seen(
     requests: Requests,   # B requests
 ) -> Tensor:              # (B, I) bool, True where the item is in the history
@@ -215,13 +215,13 @@ def check_allowed(
 ) -> Tensor | None:                        # the same as a bool tensor
     "Raises: ValueError for a mask of the wrong type or shape."
     if allowed is None: return None
-    allowed = torch.as_tensor(allowed)
+    if not isinstance(allowed, Tensor): allowed = torch.from_numpy(np.array(allowed))
     if allowed.dtype != torch.bool: raise ValueError(f"allowed must be boolean, got {allowed.dtype}: pass for example stock > 0")
     if tuple(allowed.shape) not in {(n_items,), (n_requests, n_items)}:
         raise ValueError(f"allowed has shape {tuple(allowed.shape)}; it must be ({n_items},) or ({n_requests}, {n_items})")
     return allowed
 
-# %% ../nbs/09_retrieval.ipynb #be557b0e
+# %% ../nbs/09_retrieval.ipynb #11f33ad2
 class Popularity(Retriever):
     "The same list for everybody: how often an item was liked, optionally counting recent likes more."
 
@@ -252,7 +252,7 @@ class Popularity(Retriever):
     def scores(self, requests):
         "(B, I): the counts, repeated."
         self.check(requests)
-        return torch.from_numpy(self.counts).expand(len(requests), -1)
+        return torch.from_numpy(self.counts).repeat(len(requests), 1)
 
 # %% ../nbs/09_retrieval.ipynb #8ddc1392
 def vocabulary_of(
@@ -611,7 +611,7 @@ class Generated(Retriever):
         inner = Retriever.from_state(arrays, meta["retriever"], **{k: v for k, v in parts.items() if k != "generate"})
         return cls(parts.get("generate"), inner, **meta["options"])
 
-# %% ../nbs/09_retrieval.ipynb #00fdb531
+# %% ../nbs/09_retrieval.ipynb #67e5a2af
 class Fusion(Retriever):
     """Several first stages as one: reciprocal rank fusion (Cormack, Clarke & Büttcher 2009) or a sum of z-scores.
 
@@ -637,6 +637,11 @@ class Fusion(Retriever):
         if depth <= -1: raise ValueError(f"depth must be above −1, got {depth}")
         sizes = {member.n_items for member in self.members}
         if len(sizes) == 1: self.n_items = sizes.pop()
+
+    @property
+    def name(self) -> str:
+        "How and what: rrf(ease+bm25)."
+        return f"{self.how}({'+'.join(member.name for member in self.members)})"
 
     def fit(self, data, splits=("train",)):
         "Fit every member on the same interactions."
