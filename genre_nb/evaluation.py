@@ -494,7 +494,7 @@ def paired_lift(
     "Relative lift of a over b, paired by user."
     return _paired_comparison(a, b, metric, lambda x, y: x / y - 1, n_boot, seed)
 
-# %% ../nbs/07_evaluation.ipynb #fb4375d6
+# %% ../nbs/07_evaluation.ipynb #5688015b
 Summary = Mapping[str, Mapping[str, float | None]]  # metric → mean, low, high
 
 def _as_summary(
@@ -510,14 +510,14 @@ def _as_summary(
 
 def _format_interval(
     value: Mapping[str, float | None] | None,  # mean, low, high
-    digits: int = 3,                           # after the point
+    spec: str = ".3f",                         # how to write a number
 ) -> str:
     "0.312 [0.298, 0.326], or the mean alone where there is no interval."
     if value is None or value["mean"] is None: return "–"
-    text = f"{value['mean']:.{digits}f}"
-    return text if value["low"] is None else f"{text} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]"
+    mean, low, high = (None if value[k] is None else format(value[k], spec) for k in ("mean", "low", "high"))
+    return mean if low is None else f"{mean} [{low}, {high}]"
 
-# %% ../nbs/07_evaluation.ipynb #4ea729b0
+# %% ../nbs/07_evaluation.ipynb #7fd9dca3
 def comparison_table(
     systems: Mapping[str, Evaluation | Summary],  # name → evaluation (or its summary)
     metrics: Sequence[str] = ("ndcg@10", "precision@10", "recall@10", "hit_rate@10", "coverage@10"),
@@ -540,7 +540,7 @@ def comparison_table(
     if raw:
         table = {(m, part): [r.get(m, {}).get(part) for r in rows.values()] for m in columns for part in ("mean", "low", "high")}
         return pd.DataFrame(table, index=pd.Index(rows, name="system"), dtype=float)
-    table = {m: [_format_interval(r.get(m), digits) for r in rows.values()] for m in columns}
+    table = {m: [_format_interval(r.get(m), "+.1%" if m not in metrics else f".{digits}f") for r in rows.values()] for m in columns}
     return pd.DataFrame(table, index=pd.Index(rows, name="system"))
 
 # %% ../nbs/07_evaluation.ipynb #41e12c96

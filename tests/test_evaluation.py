@@ -265,6 +265,7 @@ def test_comparison_table(systems):
     table = ev.comparison_table(systems, ("ndcg@10", "coverage@10"), reference="popularity")
     assert list(table.index) == list(systems) and list(table.columns) == ["ndcg@10", "coverage@10", "lift over popularity"]
     assert table.loc["genre", "coverage@10"] == "0.500" and "[" in table.loc["genre", "ndcg@10"]
+    assert table.loc["popularity", "lift over popularity"] == "+0.0% [+0.0%, +0.0%]"
     raw = ev.comparison_table(systems, ("ndcg@10", "coverage@10"), raw=True)
     saved = json.loads(json.dumps({name: s.summary() for name, s in systems.items()}))          # as in metrics.json
     pd.testing.assert_frame_equal(raw, ev.comparison_table(saved, ("ndcg@10", "coverage@10"), raw=True))
