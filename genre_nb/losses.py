@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DISCRIMINATOR_LOSSES', 'UNLABELLED', 'GENERATOR_LOSSES', 'logistic', 'discriminator_loss', 'non_saturating',
-           'saturating', 'generator_loss', 'LossReport', 'total_loss', 'zero_centred_penalty', 'gradient_penalty',
-           'least_squares', 'hinge', 'linear', 'relativistic', 'optimal_score']
+           'saturating', 'generator_loss', 'LossReport', 'total_loss', 'zero_centred_penalty', 'linear',
+           'least_squares', 'hinge', 'relativistic', 'gradient_penalty', 'optimal_score']
 
 # %% ../nbs/00_losses.ipynb #ee5fd970
 from typing import Callable, NamedTuple
@@ -13,17 +13,6 @@ from typing import Callable, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-# %% ../nbs/00_losses.ipynb #8db63ece
-def _raw(name: str, scores: Tensor | None, needed_by: str = "this loss") -> Tensor:
-    "Raw scores in float32 (float64 stays as it is): a square of 1e4 does not fit into float16."
-    if not isinstance(scores, Tensor):
-        raise ValueError(f"`{name}` is {type(scores).__name__}, but {needed_by} needs a tensor: "
-                         f"pass the discriminator's raw scores as `{name}`.")
-    if scores.numel() == 0:
-        raise ValueError(f"`{name}` is empty (shape {tuple(scores.shape)}), and the mean of nothing is not a loss: "
-                         f"pass at least one score, or skip this batch.")
-    return scores if scores.dtype == torch.float64 else scores.float()
 
 # %% ../nbs/00_losses.ipynb #45b44f27
 def logistic(
@@ -37,7 +26,18 @@ DISCRIMINATOR_LOSSES: dict[str, Callable] = {  # name → loss of each example b
     "saturating": logistic,
 }
 
-# %% ../nbs/00_losses.ipynb #8be91e5a
+# %% ../nbs/00_losses.ipynb #8db63ece
+def _raw(name: str, scores: Tensor | None, needed_by: str = "this loss") -> Tensor:
+    "Raw scores in float32 (float64 stays as it is): a square of 1e4 does not fit into float16."
+    if not isinstance(scores, Tensor):
+        raise ValueError(f"`{name}` is {type(scores).__name__}, but {needed_by} needs a tensor: "
+                         f"pass the discriminator's raw scores as `{name}`.")
+    if scores.numel() == 0:
+        raise ValueError(f"`{name}` is empty (shape {tuple(scores.shape)}), and the mean of nothing is not a loss: "
+                         f"pass at least one score, or skip this batch.")
+    return scores if scores.dtype == torch.float64 else scores.float()
+
+# %% ../nbs/00_losses.ipynb #61c613a7
 def _choose(losses: dict[str, Callable], kind: str) -> Callable:
     "The loss with this name, or an error that lists the names."
     if kind not in losses:
@@ -45,30 +45,30 @@ def _choose(losses: dict[str, Callable], kind: str) -> Callable:
     return losses[kind]
 
 
-def _share(name: str, value: float, below: float = 1.0) -> float:
-    "A number from 0 to `below`."
-    if not 0.0 <= value <= below:
-        raise ValueError(f"`{name}` is {value!r}, but it is a share: set it to a number from 0 to {below:g}.")
+def _share(name: str, value: float, limit: float = 1.0) -> float:
+    "A number from 0 to `limit`, or an error that names it."
+    if not 0.0 <= value <= limit:
+        raise ValueError(f"`{name}` is {value!r}, but it is a share: set it to a number from 0 to {limit:g}.")
     return float(value)
 
-# %% ../nbs/00_losses.ipynb #508d77a0
+# %% ../nbs/00_losses.ipynb #57ebc65e
 UNLABELLED = ("hinge", "wasserstein")  # kinds whose targets are no probabilities: nothing to smooth
 
 
 def discriminator_loss(
-    real: Tensor,                     # (B,) raw scores of real descriptions under their own user
-    fake: Tensor | None,              # (B,) raw scores of generated descriptions; may be None where w = 1
-    mismatched: Tensor | None = None, # (B,) raw scores of real descriptions under the wrong user
+    real: Tensor,                      # (B,) raw scores of real descriptions under their own user
+    fake: Tensor | None,               # (B,) raw scores of generated descriptions; may be None where w = 1
+    mismatched: Tensor | None = None,  # (B,) raw scores of real descriptions under the wrong user
     *,
-    w: float = 0.0,                   # share of `mismatched` among the negatives: 0 realness … 1 relevance
-    kind: str = "non_saturating",     # a name in `DISCRIMINATOR_LOSSES`
-    label_smoothing: float = 0.0,     # one-sided: a real description counts as real with 1 − this
-) -> Tensor:                          # () loss
+    w: float = 0.0,                    # share of `mismatched` among the negatives: 0 realness … 1 relevance
+    kind: str = "non_saturating",      # a name in `DISCRIMINATOR_LOSSES`
+    label_smoothing: float = 0.0,      # one-sided: a real description counts as real with 1 − this
+) -> Tensor:                           # () loss
     "L_d = −[log D(u,p) + (1−w)·log(1−D(u,g)) + w·log(1−D(u,p′))] from raw scores; w = 0 is Goodfellow et al. 2014, eq. 1."
     loss, w, smooth = _choose(DISCRIMINATOR_LOSSES, kind), _share("w", w), _share("label_smoothing", label_smoothing, 0.5)
     if smooth and kind in UNLABELLED:
         raise ValueError(f"`label_smoothing` is {smooth:g}, but {kind!r} has no labels to smooth: set label_smoothing=0.")
-    real, negatives = _raw("real", real), []                # negatives: pairs of share and scores
+    real, negatives = _raw("real", real), []  # negatives: pairs of share and scores
     if w < 1: negatives.append((1 - w, _raw("fake", fake, f"w = {w:g}")))
     if w > 0: negatives.append((w, _raw("mismatched", mismatched, f"w = {w:g}")))
     if kind == "relativistic":
@@ -78,19 +78,19 @@ def discriminator_loss(
         on_real = (1 - smooth) * on_real + smooth * loss(-real).mean()
     return on_real + sum(share * loss(-scores).mean() for share, scores in negatives)
 
-# %% ../nbs/00_losses.ipynb #32fd51b1
+# %% ../nbs/00_losses.ipynb #c060578f
 def non_saturating(
-    fake: Tensor,               # (B,) raw scores of generated descriptions
-    real: Tensor | None = None, # not used
-) -> Tensor:                    # (B,) loss of each description
+    fake: Tensor,                # (B,) raw scores of generated descriptions
+    real: Tensor | None = None,  # not used
+) -> Tensor:                     # (B,) loss of each description
     "−log D(g), the article's L_g (Goodfellow et al. 2014, section 3): steep while D is not fooled."
     return logistic(fake)
 
 
 def saturating(
-    fake: Tensor,               # (B,) raw scores of generated descriptions
-    real: Tensor | None = None, # not used
-) -> Tensor:                    # (B,) loss of each description
+    fake: Tensor,                # (B,) raw scores of generated descriptions
+    real: Tensor | None = None,  # not used
+) -> Tensor:                     # (B,) loss of each description
     "log(1 − D(g)), the minimax loss (Goodfellow et al. 2014, eq. 1): flat while D is not fooled."
     return -logistic(-fake)
 
@@ -99,13 +99,13 @@ GENERATOR_LOSSES: dict[str, Callable] = {  # name → loss of each description b
     "saturating": saturating,
 }
 
-# %% ../nbs/00_losses.ipynb #b779e704
+# %% ../nbs/00_losses.ipynb #6fd6f44c
 def generator_loss(
     fake: Tensor,                  # (B,) raw scores of generated descriptions
     kind: str = "non_saturating",  # a name in `GENERATOR_LOSSES`
     *,
     real: Tensor | None = None,    # (B,) raw scores of real descriptions; only "relativistic" needs them
-    reduction: str = "mean",       # "mean" → (), "none" → (B,): the loss of each description, minus a reward
+    reduction: str = "mean",       # "mean" → (), "none" → (B,): the loss of each description, minus its reward
 ) -> Tensor:                       # () or (B,) loss
     "L_g = −log D(g) for `non_saturating` (Goodfellow et al. 2014, section 3), computed from raw scores."
     if reduction not in ("mean", "none"):
@@ -136,7 +136,7 @@ def total_loss(
         l_g = generator_loss(fake, kind, real=real)
         return LossReport(l_g, l_d, l_g + l_d)
 
-# %% ../nbs/00_losses.ipynb #7af3ba75
+# %% ../nbs/00_losses.ipynb #97fd1c4f
 def _input_gradient(scores: Tensor, inputs: Tensor) -> Tensor:
     "(B, N) gradient of each score by its own flattened input, itself differentiable."
     if not inputs.requires_grad:
@@ -155,10 +155,55 @@ def zero_centred_penalty(
     scores: Tensor,  # (B,) raw scores of `inputs`
     inputs: Tensor,  # (B, …) what was scored: real embeddings or relaxed one-hots, with requires_grad
 ) -> Tensor:         # () penalty
-    "R₁ = ½·E‖∇D(x)‖², to be multiplied by its weight γ (Mescheder et al. 2018, eq. 9)."
+    "R₁ = ½·E‖∇D(x)‖² of the raw score, to be multiplied by its weight γ (Mescheder et al. 2018, eq. 9)."
     return 0.5 * _input_gradient(scores, inputs).square().sum(1).mean()
 
-# %% ../nbs/00_losses.ipynb #4597e41b
+# %% ../nbs/00_losses.ipynb #fa91cc37
+def linear(
+    margin: Tensor,  # (…) raw score, times −1 where the right answer is "generated"
+) -> Tensor:         # (…) loss of each example
+    "−margin: the critic of the Wasserstein GAN (Arjovsky et al. 2017), to be used with `gradient_penalty`."
+    return -margin
+
+DISCRIMINATOR_LOSSES["wasserstein"] = linear
+GENERATOR_LOSSES["wasserstein"] = lambda fake, real=None: linear(fake)
+
+# %% ../nbs/00_losses.ipynb #41286958
+def least_squares(
+    margin: Tensor,  # (…) raw score, times −1 where the right answer is "generated"
+) -> Tensor:         # (…) loss of each example
+    "½(1 − margin)²: least squares with the targets 1 and −1 (Mao et al. 2017, eq. 9, whose 0 and 1 are rescaled here)."
+    return 0.5 * (1 - margin).square()
+
+
+def hinge(
+    margin: Tensor,  # (…) raw score, times −1 where the right answer is "generated"
+) -> Tensor:         # (…) loss of each example
+    "max(0, 1 − margin): nothing to learn from an example that is right by more than 1 (Lim & Ye 2017)."
+    return F.relu(1 - margin)
+
+DISCRIMINATOR_LOSSES.update(least_squares=least_squares, hinge=hinge)
+GENERATOR_LOSSES.update(least_squares=lambda fake, real=None: least_squares(fake), hinge=GENERATOR_LOSSES["wasserstein"])
+
+# %% ../nbs/00_losses.ipynb #ee5810f1
+def _relative(real: Tensor, negatives: list[tuple[float, Tensor]]) -> tuple[Tensor, list[tuple[float, Tensor]]]:
+    "Scores against the mean score of the other side (Jolicoeur-Martineau 2019, section 4)."
+    other = sum(share * scores.mean() for share, scores in negatives)
+    return real - other, [(share, scores - real.mean()) for share, scores in negatives]
+
+
+def relativistic(
+    fake: Tensor,                # (B,) raw scores of generated descriptions
+    real: Tensor | None = None,  # (B,) raw scores of real descriptions, needed
+) -> Tensor:                     # (B,) loss of each generated description
+    "Generated above the mean real one, real below the mean generated one (Jolicoeur-Martineau 2019, RaGAN)."
+    real, [(_, fake)] = _relative(_raw("real", real, "kind='relativistic'"), [(1.0, fake)])
+    return logistic(fake) + logistic(-real).mean()
+
+DISCRIMINATOR_LOSSES["relativistic"] = logistic
+GENERATOR_LOSSES["relativistic"] = relativistic
+
+# %% ../nbs/00_losses.ipynb #23d259d2
 def gradient_penalty(
     score_fn: Callable[[Tensor], Tensor],      # (B, …) → (B,) raw scores
     real: Tensor,                              # (B, …) real embeddings or relaxed one-hots
@@ -174,54 +219,9 @@ def gradient_penalty(
     share = torch.rand(len(real), generator=generator, device=real.device, dtype=real.dtype)
     share = share.view(-1, *[1] * (real.ndim - 1))
     mixed = (share * real.detach() + (1 - share) * fake.detach()).requires_grad_()
-    with torch.backends.cudnn.flags(enabled=False):         # cuDNN's LSTM and GRU have no second derivative
+    with torch.backends.cudnn.flags(enabled=False):  # cuDNN's LSTM and GRU have no second derivative
         slope = torch.linalg.vector_norm(_input_gradient(score_fn(mixed), mixed), dim=1)
     return (slope - target).square().mean()
-
-# %% ../nbs/00_losses.ipynb #72fe345e
-def least_squares(
-    margin: Tensor,  # (…) raw score, times −1 where the right answer is "generated"
-) -> Tensor:         # (…) loss of each example
-    "½(1 − margin)²: least squares with the targets 1 and −1 (Mao et al. 2017, eq. 9, whose 0 and 1 are rescaled here)."
-    return 0.5 * (1 - margin).square()
-
-
-def hinge(
-    margin: Tensor,  # (…) raw score, times −1 where the right answer is "generated"
-) -> Tensor:         # (…) loss of each example
-    "max(0, 1 − margin): nothing to learn from an example that is right by more than 1 (Lim & Ye 2017)."
-    return F.relu(1 - margin)
-
-
-def linear(
-    margin: Tensor,  # (…) raw score, times −1 where the right answer is "generated"
-) -> Tensor:         # (…) loss of each example
-    "−margin: the critic of the Wasserstein GAN (Arjovsky et al. 2017), to be used with `gradient_penalty`."
-    return -margin
-
-DISCRIMINATOR_LOSSES.update(least_squares=least_squares, hinge=hinge, wasserstein=linear, relativistic=logistic)
-
-# %% ../nbs/00_losses.ipynb #f045d0ae
-def _relative(real: Tensor, negatives: list[tuple[float, Tensor]]) -> tuple[Tensor, list[tuple[float, Tensor]]]:
-    "Scores against the mean score of the other side (Jolicoeur-Martineau 2019, section 4)."
-    other = sum(share * scores.mean() for share, scores in negatives)
-    return real - other, [(share, scores - real.mean()) for share, scores in negatives]
-
-
-def relativistic(
-    fake: Tensor,                # (B,) raw scores of generated descriptions
-    real: Tensor | None = None,  # (B,) raw scores of real descriptions
-) -> Tensor:                     # (B,) loss of each generated description
-    "Generated above the mean real one, real below the mean generated one (Jolicoeur-Martineau 2019, RaGAN)."
-    real, [(_, fake)] = _relative(_raw("real", real, "kind='relativistic'"), [(1.0, fake)])
-    return logistic(fake) + logistic(-real).mean()
-
-GENERATOR_LOSSES.update(
-    least_squares=lambda fake, real=None: least_squares(fake),
-    hinge=lambda fake, real=None: linear(fake),
-    wasserstein=lambda fake, real=None: linear(fake),
-    relativistic=relativistic,
-)
 
 # %% ../nbs/00_losses.ipynb #808b6d95
 def optimal_score(
