@@ -6,7 +6,7 @@
 __all__ = ['INVISIBLE', 'HAN', 'LETTERS', 'WORD', 'NEGATIONS', 'SHOP_WORDS', 'KEEP', 'SPECIALS', 'BYTES', 'RESERVED', 'PIECES',
            'normalise', 'segment', 'stop_list', 'Analyzer', 'alphabet', 'whole_characters', 'SubwordTokenizer']
 
-# %% ../nbs/03_preprocessing.ipynb #86fed208
+# %% ../nbs/03_preprocessing.ipynb #ee004b7a
 import json
 import logging
 import os
@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -223,7 +224,7 @@ def build_tokenizer(vocab: dict[str, int], merges: Iterable[Sequence[str]]):
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     return tokenizer
 
-# %% ../nbs/03_preprocessing.ipynb #10a44b5f
+# %% ../nbs/03_preprocessing.ipynb #481c2107
 class SubwordTokenizer:
     "The surface view of a text: subword ids that can be turned back into exactly that text."
 
@@ -270,9 +271,10 @@ class SubwordTokenizer:
         if max_length is not None and max_length < 2: raise ValueError("max_length must be at least 2, for <bos> and <eos>")
         rows = [e.ids for e in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
         if max_length is not None: rows = [whole_characters(ids, max_length - 2) for ids in rows]
-        out = torch.full((len(rows), 2 + max(map(len, rows), default=0)), self.PAD, dtype=torch.int64)
-        for i, ids in enumerate(rows): out[i, :len(ids) + 2] = torch.tensor([self.BOS, *ids, self.EOS])
-        return out
+        out = np.full((len(rows), 2 + max(map(len, rows), default=0)), self.PAD, dtype=np.int64)
+        out[:, 0] = self.BOS
+        for row, ids in zip(out, rows): row[1:len(ids) + 2] = [*ids, self.EOS]
+        return torch.from_numpy(out)
 
     def decode(self, ids: Tensor | Sequence[Sequence[int]]) -> list[str]:   # (B, T) ids → B texts
         "Turn ids into texts: what stands before the first <eos>, special tokens left out."
