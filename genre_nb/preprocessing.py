@@ -59,7 +59,7 @@ def chinese_segmenter(words: tuple[str, ...] = ()):   # own words that must not 
     longest_first = sorted(mixed, key=lambda w: (-len(w), w))
     return segmenter, re.compile("(?<![a-z0-9])(?:" + "|".join(map(re.escape, longest_first)) + ")(?![a-z0-9])")
 
-# %% ../nbs/03_preprocessing.ipynb #5fb5e2d0
+# %% ../nbs/03_preprocessing.ipynb #77371749
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff〇"   # Chinese characters, for use inside [...]
 LETTERS = rf"[^\W_{HAN}]+"                          # letters and digits of any other script
 WORD = re.compile(rf"[{HAN}]+|{LETTERS}(?:(?:'|(?<=\d)[.,](?=\d)){LETTERS})*")   # don't, 3.5 and usb3.0 are one word
@@ -75,7 +75,7 @@ def segment(
     segmenter, mixed = chinese_segmenter(words)
     cut = segmenter.lcut_for_search if fine else segmenter.lcut
     found, start = [], 0
-    for match in [*mixed.finditer(text), None]:
+    for match in [*(mixed.finditer(text) if re.search("[a-z]", text) else ()), None]:
         for run in WORD.findall(text[start:match.start() if match else None]):
             found += cut(run) if re.match(f"[{HAN}]", run) else [run]
         if match:
