@@ -9,7 +9,7 @@ __all__ = ['DOMAINS', 'LANGUAGES', 'SEASONS', 'MATERIALS', 'FUNCTIONS', 'OCCASIO
            'LATE_ITEMS', 'OUTSIDE', 'CHOICES', 'START', 'Value', 'read_value', 'Domain', 'load_domain',
            'english_article', 'realise', 'fact_slots', 'tells_once', 'Grammar', 'count_descriptions', 'find_attributes',
            'Parsed', 'Parser', 'Facts', 'draw_values', 'draw_facts', 'visible_taste', 'Choice', 'sigmoid',
-           'ChoiceModel', 'LoggingPolicy', 'simulate_log', 'Catalogue', 'write_profile', 'World']
+           'ChoiceModel', 'LoggingPolicy', 'simulate_log', 'Catalogue', 'write_profile', 'check_codes', 'World']
 
 # %% ../nbs/02_simulation.ipynb #f0b15838
 import re
@@ -151,7 +151,7 @@ PRICES = {
 # %% ../nbs/02_simulation.ipynb #a9f4c2fe
 ECOMMERCE_VALUES = {"material": MATERIALS, "function": FUNCTIONS, "place": OCCASIONS, "mood": LOOKS, "season": SEASONS, "price": PRICES}
 
-# %% ../nbs/02_simulation.ipynb #e798560d
+# %% ../nbs/02_simulation.ipynb #885fc9e9
 ECOMMERCE_CATEGORIES = {  # nouns; Chinese measure word; number of the English noun; what may be said of it; sub-styles
     "running_shoes": ("运动鞋/跑步鞋 | running shoes | 跑鞋/球鞋 | sneakers/trainers/shoes", "双", "plural",
         {"material": "mesh leather nylon", "function": "breathable lightweight non_slip durable", "place": "morning_run gym commute hiking", "mood": "minimalist retro playful sporty bold"},
@@ -177,7 +177,7 @@ ECOMMERCE_CATEGORIES = {  # nouns; Chinese measure word; number of the English n
         {"material": "aluminium wood bamboo", "function": "adjustable energy_saving foldable durable", "place": "study office bedtime home", "mood": "minimalist retro elegant cosy natural"},
         {"reading_lamp": "阅读台灯 | reading lamp | 看书的灯 | book light", "clip_lamp": "夹式台灯 | clip-on lamp | 夹子灯 | clip light",
          "bedside_lamp": "床头灯 | bedside lamp | 小夜灯 | night light"}),
-    "cup": ("杯子/水杯 | cup/drinking cup | 喝水的 | something to drink from", "只", "singular",
+    "cup": ("杯子/水杯 | cup/drinking cup | 喝水的杯子 | beaker", "只", "singular",
         {"material": "ceramic glass steel", "function": "heat_proof easy_care portable durable", "place": "office home gift travel", "mood": "minimalist retro playful elegant cosy natural"},
         {"mug": "马克杯 | mug | 大杯子 | big cup", "tumbler": "随行杯 | tumbler | 带出门的杯子 | to-go cup", "teacup": "茶杯 | teacup | 喝茶的杯子 | cup for tea"}),
     "cooking_pot": ("锅/锅具 | cooking pot | 锅子 | pot", "口", "singular",
@@ -200,7 +200,7 @@ ECOMMERCE_CATEGORIES = {  # nouns; Chinese measure word; number of the English n
          "body_pillow": "抱枕 | body pillow | 抱着睡的枕头 | hugging cushion"}),
     "blanket": ("毯子/毛毯 | blanket | 小被子 | cover", "条", "singular",
         {"material": "wool cotton linen", "function": "warm soft quick_dry easy_care", "place": "home bedtime travel camping", "mood": "minimalist retro elegant cosy natural", "season": "winter autumn spring"},
-        {"throw": "沙发毯 | sofa throw | 盖腿的毯子 | lap rug", "nap_blanket": "午睡毯 | nap blanket | 午休盖的 | desk blanket", "picnic_blanket": "野餐毯 | picnic blanket | 郊游垫 | picnic rug"}),
+        {"throw": "沙发毯 | sofa throw | 盖腿的毯子 | lap rug", "nap_blanket": "午睡毯 | nap blanket | 午休盖的毯子 | desk blanket", "picnic_blanket": "野餐毯 | picnic blanket | 郊游垫 | picnic rug"}),
     "watch": ("手表/腕表 | watch/wristwatch | 戴的表 | timepiece", "块", "singular",
         {"material": "steel leather silicone", "function": "precise waterproof durable energy_saving", "place": "office date gift gym", "mood": "minimalist retro elegant sporty bold"},
         {"mechanical_watch": "机械表 | mechanical watch | 上发条的表 | wind-up watch", "sports_watch": "运动手表 | sports watch | 跑步表 | running watch",
@@ -282,12 +282,12 @@ SOCIAL_VALUES = {
     },
 }
 
-# %% ../nbs/02_simulation.ipynb #af8555cb
+# %% ../nbs/02_simulation.ipynb #1f6b19e4
 SOCIAL_CATEGORIES = {
     "travel": ("旅行/旅游 | travel/travelling | 出去玩/旅途 | trips/seeing new places", {
         "city_walks": "城市漫步 | city walks | 逛街区/压马路 | strolling around town", "road_trips": "自驾游 | road trips | 开车出去玩 | driving holidays",
         "islands": "海岛度假 | island holidays | 看海/去海边 | the seaside", "old_towns": "古镇慢游 | old-town stays | 住古镇/逛老街 | old villages"}),
-    "food": ("美食/吃喝 | food/good food | 好吃的/吃货 | tasty things", {
+    "food": ("美食/吃喝 | food/good food | 好吃的/下馆子 | tasty things", {
         "street_food": "街头小吃 | street food | 路边摊/夜市 | food stalls", "baking": "烘焙 | home baking | 做面包/做蛋糕 | making bread", "coffee": "手冲咖啡 | hand-brewed coffee | 喝咖啡/咖啡馆 | cafés"}),
     "fitness": ("健身/运动健身 | fitness/keeping fit | 锻炼/减肥 | getting in shape", {
         "running": "跑步 | running | 跑马拉松/夜跑 | jogging", "yoga": "瑜伽 | yoga | 拉伸/练柔韧 | stretching", "strength": "力量训练 | strength training | 撸铁/练肌肉 | lifting weights"}),
@@ -315,10 +315,10 @@ SOCIAL_CATEGORIES = {
         "succulents": "多肉植物 | succulents | 多肉/小盆栽 | potted plants", "vegetables": "阳台种菜 | balcony vegetables | 种菜/自己种的菜 | growing veg", "flowers": "插花 | flower arranging | 买花/花束 | bouquets"}),
 }
 
-# %% ../nbs/02_simulation.ipynb #edbf537f
+# %% ../nbs/02_simulation.ipynb #e9a5eee7
 SOCIAL_TEMPLATES = {
     "zh": {
-        "title": ["{noun}{format}｜{place}", "{mood}的{noun}{format}", "{season}的{noun}{format}", "{audience}看的{noun}{format}", "{place}的{noun}日常"],
+        "title": ["{noun}{format}｜{place}", "{mood}的{noun}{format}", "{season}的{noun}{format}", "给{audience}看的{noun}{format}", "{place}的{noun}日常"],
         "opening": [
             "这{m}{format}聊的是{noun}，来自{place}。", "一{m}关于{noun}的{format}，内容{mood}。", "{season}的{place}，一{m}关于{noun}的{format}。", "送给{audience}的{noun}{format}，内容{mood}。",
             "这{m}{mood}的{format}记录了作者在{place}的{noun}点滴。", "最近在琢磨{noun}的人，可以看看这{m}{format}。", "对{noun}感兴趣的{audience}，不妨看看这{m}{format}。", "作者在{place}记录了这个{season}与{noun}有关的点滴。",
@@ -342,7 +342,7 @@ SOCIAL_TEMPLATES = {
             "The comments add many good tips.", "{audience} will learn a lot from it.", "It shows {season} in {place}.", "It follows daily life in {place}.", "Along the way it offers something to {audience}."],
         "closing": [
             "Save it for your next visit to {place}.", "Recommended for {audience}.", "Come for the facts, stay for the {mood} voice.", "Best enjoyed in {season}.", "Ideal for {audience} making plans for {season}.", "If {mood} posts are your thing, keep it.", "Leave a like if it helped."],
-        "user": ["really into {noun} lately", "anything on {noun} in {place}", "{mood} posts about {noun}", "{noun} for {audience}", "{format} about {noun}", "{noun} for {season}", "{noun}"],
+        "user": ["really into {noun} lately", "anything on {noun} in {place}", "{mood} posts about {noun}", "{noun} for {audience}", "{format} about {noun}", "something about {noun} for {season}", "{noun}"],
         "also": "{first}, {noun} too",
     },
 }
@@ -1074,7 +1074,22 @@ def write_profile(
         text, _ = grammar.say((grammar.templates["also"].replace("{first}", text),), second, rng, own=.6)
     return "" if silent else text
 
-# %% ../nbs/02_simulation.ipynb #5a28f389
+# %% ../nbs/02_simulation.ipynb #4cac4821
+def check_codes(
+    users: np.ndarray,     # should be (B,) in 0 … U−1
+    lists: np.ndarray,     # should be (B, K) in −1 … I−1
+    n_users: int,          # U
+    n_items: int,          # I
+) -> None:
+    "Raises ValueError for wrong shapes and unknown codes."
+    if lists.ndim != 2 or users.shape != lists.shape[:1]:
+        raise ValueError(f"World.respond: users {users.shape} and lists {lists.shape} must be (B,) and (B, K).")
+    if users.size and not 0 <= users.min() <= users.max() < n_users:
+        raise ValueError(f"World.respond: users must lie in 0…{n_users - 1}; found {users.min()}…{users.max()}.")
+    if lists.size and not -1 <= lists.min() <= lists.max() < n_items:
+        raise ValueError(f"World.respond: items in lists must lie in 0…{n_items - 1}, or be −1 for an empty place; found {lists.min()}…{lists.max()}.")
+
+# %% ../nbs/02_simulation.ipynb #02026afd
 class World(Catalogue):
     "A simulated catalogue with users, their clicks, and the truth behind them."
 
@@ -1135,10 +1150,7 @@ class World(Catalogue):
     ) -> tuple[np.ndarray, np.ndarray]:     # (B, K) bool clicks, (B,) bool: comes back soon
         "Show lists to users on the day after the log. Raises ValueError for wrong shapes and unknown codes."
         users, lists = np.asarray(users), np.asarray(lists)
-        if lists.ndim != 2 or users.shape != lists.shape[:1]:
-            raise ValueError(f"World.respond: users {users.shape} and lists {lists.shape} must be (B,) and (B, K).")
-        if not (np.isin(users, range(self.n_users)).all() and np.isin(lists, range(-1, self.n_items)).all()):
-            raise ValueError(f"World.respond: users must lie in 0…{self.n_users - 1}, items in 0…{self.n_items - 1} (or −1 for an empty place).")
+        check_codes(users, lists, self.n_users, self.n_items)
         wanted = self.model.attraction(users, lists)
         clicks = (rng.random(lists.shape) < self.model.click_probability(wanted)) & (lists >= 0)
         return clicks, rng.random(len(users)) < self.model.return_probability(clicks, wanted)
