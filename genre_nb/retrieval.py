@@ -18,9 +18,9 @@ from .datasets import RecDataset, Requests
 from .preprocessing import Analyzer
 
 # %% auto #0
-__all__ = ['RETRIEVERS', 'BM25_METHODS', 'top_k', 'lowest_codes', 'ranks', 'Saved', 'pack', 'unpack', 'Retriever', 'seen',
-           'check_allowed', 'Popularity', 'vocabulary_of', 'term_counts', 'unit_rows', 'history_weights',
-           'TextRetriever', 'BM25', 'TFIDF', 'lsa_components', 'encode_texts', 'Dense', 'Generated', 'Fusion']
+__all__ = ['RETRIEVERS', 'BM25_METHODS', 'top_k', 'lowest_codes', 'ranks', 'pack', 'unpack', 'Saved', 'seen', 'check_allowed',
+           'Retriever', 'Popularity', 'vocabulary_of', 'term_counts', 'unit_rows', 'history_weights', 'TextRetriever',
+           'BM25', 'TFIDF', 'lsa_components', 'encode_texts', 'Dense', 'Generated', 'Fusion']
 
 # %% ../nbs/09_retrieval.ipynb #686c03aa
 def top_k(
@@ -65,6 +65,31 @@ def ranks(
     result = np.empty_like(order)
     np.put_along_axis(result, order, np.maximum.accumulate(place, axis=1) + 1, axis=1)
     return torch.from_numpy(result)
+
+# %% ../nbs/09_retrieval.ipynb #50af1fe6
+def pack(
+    values: dict[str, np.ndarray | sp.csr_matrix],   # name → dense or sparse
+) -> dict[str, np.ndarray]:                          # dense arrays only; a sparse one becomes four
+    "Sparse matrices as plain arrays, for formats that know no sparse ones (safetensors)."
+    arrays = {}
+    for name, value in values.items():
+        if sp.issparse(value):
+            arrays |= {f"{name}.data": value.data, f"{name}.indices": value.indices, f"{name}.indptr": value.indptr,
+                       f"{name}.shape": np.array(value.shape, dtype=np.int64)}
+        else: arrays[name] = np.ascontiguousarray(value)
+    return arrays
+
+
+def unpack(
+    arrays: dict[str, np.ndarray],                   # from `pack`
+) -> dict[str, np.ndarray | sp.csr_matrix]:          # name → dense or sparse
+    "The inverse of `pack`."
+    sparse = {key.removesuffix(".indptr") for key in arrays if key.endswith(".indptr")}
+    values = {key: value for key, value in arrays.items() if key.rpartition(".")[0] not in sparse}
+    for name in sparse:
+        parts = (arrays[f"{name}.data"], arrays[f"{name}.indices"], arrays[f"{name}.indptr"])
+        values[name] = sp.csr_matrix(parts, shape=tuple(arrays[f"{name}.shape"].tolist()))
+    return values
 
 # %% ../nbs/09_retrieval.ipynb #572b82f3
 RETRIEVERS: dict[str, type[Retriever]] = {}   # name → class; collaborative_filtering adds its own
@@ -113,30 +138,28 @@ class Saved:
         for name, value in {**unpack(arrays), **meta["facts"]}.items(): setattr(new, name, value)
         return new
 
-# %% ../nbs/09_retrieval.ipynb #50af1fe6
-def pack(
-    values: dict[str, np.ndarray | sp.csr_matrix],   # name → dense or sparse
-) -> dict[str, np.ndarray]:                          # dense arrays only; a sparse one becomes four
-    "Sparse matrices as plain arrays, for formats that know no sparse ones (safetensors)."
-    arrays = {}
-    for name, value in values.items():
-        if sp.issparse(value):
-            arrays |= {f"{name}.data": value.data, f"{name}.indices": value.indices, f"{name}.indptr": value.indptr,
-                       f"{name}.shape": np.array(value.shape, dtype=np.int64)}
-        else: arrays[name] = np.ascontiguousarray(value)
-    return arrays
+# %% ../nbs/09_retrieval.ipynb #24f6b1af
+def seen(
+    requests: Requests,   # B requests
+) -> Tensor:              # (B, I) bool, True where the item is in the history
+    "The history as a mask."
+    mask = np.zeros(requests.history.shape, dtype=bool)
+    mask[requests.history.nonzero()] = True
+    return torch.from_numpy(mask)
 
 
-def unpack(
-    arrays: dict[str, np.ndarray],                   # from `pack`
-) -> dict[str, np.ndarray | sp.csr_matrix]:          # name → dense or sparse
-    "The inverse of `pack`."
-    sparse = {key.removesuffix(".indptr") for key in arrays if key.endswith(".indptr")}
-    values = {key: value for key, value in arrays.items() if key.rpartition(".")[0] not in sparse}
-    for name in sparse:
-        parts = (arrays[f"{name}.data"], arrays[f"{name}.indices"], arrays[f"{name}.indptr"])
-        values[name] = sp.csr_matrix(parts, shape=tuple(arrays[f"{name}.shape"].tolist()))
-    return values
+def check_allowed(
+    allowed: Tensor | np.ndarray | None,   # (I,) or (B, I) bool
+    n_requests: int,                       # B
+    n_items: int,                          # I
+) -> Tensor | None:                        # the same as a bool tensor
+    "Raises: ValueError for a mask of the wrong type or shape."
+    if allowed is None: return None
+    if not isinstance(allowed, Tensor): allowed = torch.from_numpy(np.array(allowed))
+    if allowed.dtype != torch.bool: raise ValueError(f"allowed must be boolean, got {allowed.dtype}: pass for example stock > 0")
+    if tuple(allowed.shape) not in {(n_items,), (n_requests, n_items)}:
+        raise ValueError(f"allowed has shape {tuple(allowed.shape)}; it must be ({n_items},) or ({n_requests}, {n_items})")
+    return allowed
 
 # %% ../nbs/09_retrieval.ipynb #4b53e12b
 class Retriever(Saved, ABC):
@@ -197,29 +220,6 @@ class Retriever(Saved, ABC):
         if scores.isnan().any(): raise ValueError(f"{self.name} returned NaN scores: look at its fitted arrays or its encoder")
         if exclude_seen: scores = scores.masked_fill(seen(requests), -torch.inf)
         return scores if allowed is None else scores.masked_fill(~allowed, -torch.inf)
-
-# %% ../nbs/09_retrieval.ipynb #24f6b1af
-def seen(
-    requests: Requests,   # B requests
-) -> Tensor:              # (B, I) bool, True where the item is in the history
-    "The history as a mask."
-    mask = np.zeros(requests.history.shape, dtype=bool)
-    mask[requests.history.nonzero()] = True
-    return torch.from_numpy(mask)
-
-
-def check_allowed(
-    allowed: Tensor | np.ndarray | None,   # (I,) or (B, I) bool
-    n_requests: int,                       # B
-    n_items: int,                          # I
-) -> Tensor | None:                        # the same as a bool tensor
-    "Raises: ValueError for a mask of the wrong type or shape."
-    if allowed is None: return None
-    if not isinstance(allowed, Tensor): allowed = torch.from_numpy(np.array(allowed))
-    if allowed.dtype != torch.bool: raise ValueError(f"allowed must be boolean, got {allowed.dtype}: pass for example stock > 0")
-    if tuple(allowed.shape) not in {(n_items,), (n_requests, n_items)}:
-        raise ValueError(f"allowed has shape {tuple(allowed.shape)}; it must be ({n_items},) or ({n_requests}, {n_items})")
-    return allowed
 
 # %% ../nbs/09_retrieval.ipynb #11f33ad2
 class Popularity(Retriever):
@@ -342,15 +342,15 @@ class TextRetriever(Retriever):
         known = {text: self.analyzer(text) if text else [] for text in set(texts)}
         return [known[text] for text in texts]
 
-# %% ../nbs/09_retrieval.ipynb #2121b57a
+# %% ../nbs/09_retrieval.ipynb #b09380ca
 BM25_METHODS = ("lucene", "robertson", "atire")
 
 
 class BM25(TextRetriever):
     """BM25 (Robertson & Zaragoza 2009, equation 3.15) with the term weights of the library bm25s.
 
-    The query is the request's words plus the mean text of the history, weighted by recency. BM25 is a sum over query
-    terms, so all requests of a batch are one sparse product: query counts (B, V) times term weights (V, I).
+    The query is the request's words plus as many words of the history, in the proportions of its recency-weighted mean
+    text. BM25 is a sum over query terms, so a batch is one sparse product: query counts (B, V) times weights (V, I).
     """
 
     kind = "bm25"
@@ -395,10 +395,12 @@ class BM25(TextRetriever):
         self,
         requests: Requests,   # B requests
     ) -> sp.csr_matrix:       # (B, V) how often each term is asked for
-        "Words of the text plus the mean word counts of the history."
+        "Words of the text plus the mean words of the history, as many of them as the text has."
         words = term_counts(self.tokens(requests.texts), self.codes)
-        liked = history_weights(requests, self.decay) @ self.counts
-        return sp.csr_matrix(self.text_weight * words + self.history_weight * liked, dtype=np.float32)
+        liked = sp.csr_matrix(history_weights(requests, self.decay) @ self.counts)
+        n_words, n_liked = (np.asarray(counts.sum(1), dtype=np.float32).ravel() for counts in (words, liked))
+        balance = np.maximum(n_words, 1) / np.where(n_liked > 0, n_liked, 1)
+        return sp.csr_matrix(self.text_weight * words + self.history_weight * sp.diags(balance) @ liked, dtype=np.float32)
 
     def scores(self, requests):
         "(B, I) BM25 of each item; 0 where no term is shared."
