@@ -15,7 +15,7 @@ from .encoder import PAD, UNK, TransformerBlock, choose, masked_mean, set_embedd
 
 # %% auto #0
 __all__ = ['DISCRIMINATORS', 'CORRUPTIONS', 'DiscriminatorConfig', 'TextDiscriminator', 'CNNDiscriminator', 'LSTMDiscriminator',
-           'TransformerDiscriminator', 'build_discriminator', 'corrupt']
+           'TransformerDiscriminator', 'build_discriminator', 'shuffled', 'replaced', 'spliced', 'stuffed', 'corrupt']
 
 # %% ../nbs/06_discriminator.ipynb #67d75e13
 class DiscriminatorConfig(BaseModel):
@@ -44,9 +44,9 @@ class DiscriminatorConfig(BaseModel):
             raise ValueError(f"widths={widths} must name at least one width, each at least 1")
         return widths
 
-# %% ../nbs/06_discriminator.ipynb #f35d4b22
+# %% ../nbs/06_discriminator.ipynb #820b8dfe
 class TextDiscriminator(nn.Module):
-    "Scores (u, description); subclasses add `read`: token vectors and mask → summary (B, size)."
+    "Scores (u, description); a subclass adds `read`: token vectors (B, T, E) and mask (B, T) → summary (B, size)."
 
     def __init__(
         self,
@@ -63,61 +63,45 @@ class TextDiscriminator(nn.Module):
         self.real = nn.Linear(config.hidden, 1)                                # ψ
         self.match = nn.Linear(condition_size, config.hidden, bias=False)      # W
 
+    def encode_text(self, x: Tensor) -> Tensor:
+        "Ids (B, T) or relaxed rows (B, T, V) → h (B, K), the same for every user."
+        return self.describe(self.read(*self._embed(x)))
+
+    def score(self, u: Tensor, h: Tensor) -> Tensor:
+        "u (B, H), h (B, K) → (B,) raw scores ψ(h) + ⟨W u, h⟩ / √K (Miyato & Koyama 2018, section 3), pair by pair."
+        return self.real(h)[:, 0] + (self.match(u) * h).sum(1) / self.config.hidden ** 0.5
+
+    def score_matrix(self, u: Tensor, h: Tensor) -> Tensor:
+        "u (B, H), h (I, K) → (B, I): the same scores, every user with every description."
+        return self.real(h)[:, 0] + self.match(u) @ h.T / self.config.hidden ** 0.5
+
+    def forward(self, u: Tensor, x: Tensor) -> Tensor:
+        "u (B, H) and ids (B, T) or relaxed rows (B, T, V) → (B,) raw scores."
+        return self.score(u, self.encode_text(x))
+
     def set_token_embeddings(self, weight: Tensor, freeze: bool = False) -> None:
         "Start from pretrained token vectors (V, E)."
         set_embedding(self.tokens, weight, freeze)
 
-    def embed(
-        self,
-        x: Tensor,                    # (B, T) int64 ids or (B, T, V) rows on the simplex
-    ) -> tuple[Tensor, Tensor]:       # (B, T, E) token vectors, 0 at <pad>; (B, T) bool, true where text stands
-        "Ids pick token vectors; relaxed rows mix them. A one-hot row is the same as its id."
+    def _embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        "Token vectors (B, S, E), 0 at <pad>, and (B, S) true where text stands; S = longest text."
         if x.dim() == 3 and x.shape[-1] != self.vocab_size:
-            raise ValueError(f"relaxed rows have {x.shape[-1]} entries, the vocabulary {self.vocab_size}")
+            raise ValueError(f"relaxed rows have {x.shape[-1]} entries, but the vocabulary has {self.vocab_size}: "
+                             "generator and discriminator need the same tokenizer")
         mask = x != PAD if x.dim() == 2 else x[..., PAD] < 0.5
-        width = max(int(mask.any(0).nonzero().max()) + 1, 1) if mask.any() else 1
+        width = int(mask.any(0).nonzero().max()) + 1 if mask.any() else 1
         x, mask = x[:, :width], mask[:, :width]
-        vectors = self.tokens(x) if x.dim() == 2 else x @ self.tokens.weight
+        vectors = self.tokens(x) if x.dim() == 2 else x.to(self.tokens.weight.dtype) @ self.tokens.weight
         return vectors * mask.unsqueeze(-1).to(vectors.dtype), mask
 
-    def encode_text(
-        self,
-        x: Tensor,    # (B, T) ids or (B, T, V) relaxed one-hots
-    ) -> Tensor:      # (B, K) description vector h, independent of the user
-        "Descriptions of a catalogue are encoded once and scored for every user."
-        return self.describe(self.read(*self.embed(x)))
-
-    def score_matrix(
-        self,
-        u: Tensor,    # (B, H) users
-        h: Tensor,    # (I, K) descriptions
-    ) -> Tensor:      # (B, I) raw scores of every pair
-        "ψ(h) + ⟨W u, h⟩ / √K for all pairs (Miyato & Koyama 2018, eq. 8)."
-        return self.real(h)[:, 0] + self.match(u) @ h.T / self.config.hidden ** 0.5
-
-    def score(
-        self,
-        u: Tensor,    # (B, H) users
-        h: Tensor,    # (B, K) descriptions, row by row
-    ) -> Tensor:      # (B,) raw scores
-        "The same score, pair by pair."
-        return self.real(h)[:, 0] + (self.match(u) * h).sum(1) / self.config.hidden ** 0.5
-
-    def forward(
-        self,
-        u: Tensor,    # (B, H)
-        x: Tensor,    # (B, T) ids or (B, T, V) relaxed one-hots
-    ) -> Tensor:      # (B,) raw scores; losses take them as they are
-        return self.score(u, self.encode_text(x))
-
     def _bound(self) -> None:
-        "Spectral norm on every linear and convolutional layer; an LSTM's own matrices are left as they are."
+        "Spectral norm on every linear and convolutional layer; an LSTM's own matrices stay as they are."
         if self.config.spectral_norm:
             for layer in self.modules():
                 if isinstance(layer, nn.Linear | nn.Conv1d):
                     spectral_norm(layer)
 
-# %% ../nbs/06_discriminator.ipynb #81c8d220
+# %% ../nbs/06_discriminator.ipynb #0840af5f
 class CNNDiscriminator(TextDiscriminator):
     "Filters over 2, 3, 4 … neighbouring tokens, each reporting its strongest match (Kim 2014)."
 
@@ -130,13 +114,13 @@ class CNNDiscriminator(TextDiscriminator):
         "(B, T, E), (B, T) → (B, widths · K): the maximum over windows that start on text."
         found = []
         for conv in self.filters:
-            y = conv(F.pad(x.transpose(1, 2), (0, conv.kernel_size[0] - 1)))       # (B, K, T)
-            found.append(F.relu(y).masked_fill(~mask[:, None], 0.0).amax(2))
+            y = F.relu(conv(F.pad(x.transpose(1, 2), (0, conv.kernel_size[0] - 1))))       # (B, K, T)
+            found.append(y.masked_fill(~mask[:, None], 0.0).amax(2))
         return torch.cat(found, dim=1)
 
-# %% ../nbs/06_discriminator.ipynb #721a5a05
+# %% ../nbs/06_discriminator.ipynb #81d0f6c0
 class LSTMDiscriminator(TextDiscriminator):
-    "The article's reader: Embedding → LSTM; the state after the last token is the summary."
+    "The article's reader, Embedding → LSTM; the state after the last token is the summary."
 
     def __init__(self, config: DiscriminatorConfig, vocab_size: int, condition_size: int):
         super().__init__(config, vocab_size, condition_size, config.hidden)
@@ -182,55 +166,46 @@ def build_discriminator(
     "The discriminator that the configuration names; raises ValueError that lists the known ones."
     return choose(DISCRIMINATORS, config.kind, "discriminator kind")(config, vocab_size, condition_size)
 
-# %% ../nbs/06_discriminator.ipynb #634f5c73
-def _content(ids: Tensor) -> Tensor:
-    "True for words: not <pad>, <bos>, <eos>."
-    return ids >= UNK
-
-
-def _shuffle(ids: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
+# %% ../nbs/06_discriminator.ipynb #1fc915b9
+def shuffled(ids: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
     "The same words in random order."
-    words = _content(ids)
-    draw = torch.rand(ids.shape, generator=generator)
-    place = torch.arange(ids.shape[1]).expand_as(ids)
-    keys = torch.where(words, draw, 2.0)                                # words first, in random order
+    words = ids >= UNK
+    keys = torch.rand(ids.shape, generator=generator).masked_fill(~words, 2.0)     # words first, in random order
     mixed = ids.gather(1, keys.argsort(1))
-    rank = (words.cumsum(1) - 1).clamp(min=0)
-    return torch.where(words, mixed.gather(1, rank.expand_as(place)), ids)
+    return torch.where(words, mixed.gather(1, (words.cumsum(1) - 1).clamp(min=0)), ids)
 
 
-def _replace(ids: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
+def replaced(ids: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
     "A share of the words, at least one, exchanged for words drawn from the whole batch."
-    words = _content(ids)
+    words = ids >= UNK
     draw = torch.rand(ids.shape, generator=generator).masked_fill(~words, 2.0)
     hit = words & ((draw < share) | (draw == draw.amin(1, keepdim=True)))
     pool = ids[words]
-    new = pool[torch.randint(len(pool), ids.shape, generator=generator)] if len(pool) else ids
-    return torch.where(hit, new, ids)
+    return torch.where(hit, pool[torch.randint(len(pool), ids.shape, generator=generator)], ids) if len(pool) else ids
 
 
-def _splice(ids: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
-    "The head of one description continued by the tail of another."
+def spliced(ids: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
+    "The head of one description, at least a word, continued by the tail of another."
     if len(ids) < 2:
         raise ValueError("corruption 'splice' needs at least 2 descriptions: pass a larger batch")
     other = ids.roll(int(torch.randint(1, len(ids), (1,), generator=generator)), 0)
-    shorter = torch.minimum(_content(ids).sum(1), _content(other).sum(1)).clamp(min=2)
-    cut = 1 + (torch.rand(len(ids), generator=generator) * (shorter - 1)).long() + 1
+    shorter = torch.minimum((ids >= UNK).sum(1), (other >= UNK).sum(1)).clamp(min=2)
+    cut = 2 + (torch.rand(len(ids), generator=generator) * (shorter - 1)).long()        # <bos> and 1 … shorter − 1 words
     return torch.where(torch.arange(ids.shape[1]) < cut[:, None], ids, other)
 
 
-def _stuff(ids: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
-    "One to three of its words, repeated to the full length."
-    words = _content(ids)
+def stuffed(ids: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
+    "One to three neighbouring words, repeated to the full length."
+    words = ids >= UNK
     n = words.sum(1, keepdim=True).clamp(min=1)
-    rank = (words.cumsum(1) - 1).clamp(min=0)
     cycle = torch.minimum(torch.randint(1, 4, n.shape, generator=generator), n)
     first = (torch.rand(n.shape, generator=generator) * (n - cycle + 1)).long()
-    start = words.to(torch.int8).argmax(1, keepdim=True)               # words stand side by side from here
-    return torch.where(words, ids.gather(1, start + first + rank % cycle), ids)
+    start = words.to(torch.int8).argmax(1, keepdim=True)                                # words stand side by side from here
+    place = start + first + (words.cumsum(1) - 1).clamp(min=0) % cycle
+    return torch.where(words, ids.gather(1, place), ids)
 
-
-CORRUPTIONS = {"shuffle": _shuffle, "replace": _replace, "splice": _splice, "stuff": _stuff}
+# %% ../nbs/06_discriminator.ipynb #d08bd325
+CORRUPTIONS = {"shuffle": shuffled, "replace": replaced, "splice": spliced, "stuff": stuffed}
 
 
 def corrupt(
@@ -238,7 +213,6 @@ def corrupt(
     kind: str,                                  # a name in CORRUPTIONS
     generator: torch.Generator | None = None,   # CPU random source
     share: float = 0.3,                         # share of words that "replace" exchanges
-) -> Tensor:                                    # (B, T) spoiled descriptions
+) -> Tensor:                                    # (B, T) spoiled descriptions on the device of `ids`
     "Cheap fakes that teach what a generator's samples do not show; <bos>, <eos> and <pad> stay in order."
-    spoil = choose(CORRUPTIONS, kind, "corruption")
-    return spoil(ids.cpu(), share, generator).to(ids.device)
+    return choose(CORRUPTIONS, kind, "corruption")(ids.cpu(), share, generator).to(ids.device)
