@@ -27,11 +27,12 @@ __all__ = ['app', 'out', 'err', 'DataDir', 'ModelDir', 'ConfigFile', 'Seed', 'Pr
            'generate', 'evaluate', 'write_report', 'print_report', 'percent', 'demo_config', 'demo', 'fit_world',
            'answers', 'side_by_side', 'report_page', 'frame', 'picture', 'main']
 
-# %% ../nbs/14_cli.ipynb #86839ae5
+# %% ../nbs/14_cli.ipynb #dca43c5d
 app = typer.Typer(name="genre", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="GENRE: a generator writes what a user would like, a discriminator judges it, and a real catalogue is re-ranked.\n\n"
                        "Start with: genre demo")
-out, err = Console(soft_wrap=True), Console(stderr=True)
+out = Console(width=None if sys.stdout.isatty() else 150)   # a file or a pipe is wide enough for a table
+err = Console(stderr=True)
 
 
 class Speaker:
@@ -216,7 +217,7 @@ def generate(
     who, kind = who_asks(user, interest)
     with plain_errors(): show(load_model(model).generate(who, n, kind=kind), as_json)
 
-# %% ../nbs/14_cli.ipynb #91cdc2c2
+# %% ../nbs/14_cli.ipynb #1f66a515
 @app.command()
 def evaluate(
     out_dir: Annotated[Path, typer.Option("--out", help="Where to write metrics.json and comparison.png.")],
@@ -248,7 +249,7 @@ def write_report(report, folder: Path) -> dict:   # what metrics.json holds
     beside = folder / "metrics.json.writing"
     beside.write_text(json.dumps(metrics, ensure_ascii=False, indent=1), encoding="utf-8")
     beside.replace(folder / "metrics.json")
-    report.plot().savefig(folder / "comparison.png", dpi=120)
+    report.plot().savefig(folder / "comparison.png", dpi=120, bbox_inches="tight")
     return metrics
 
 
