@@ -367,10 +367,7 @@ def picture(figure, caption: str) -> str:   # matplotlib Figure → HTML
     svg = buffer.getvalue()
     return f"<figure role=img aria-label='{html.escape(caption, quote=True)}'>{svg[svg.index('<svg'):]}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
-# %% ../nbs/14_cli.ipynb #f95687da
+# %% ../nbs/14_cli.ipynb #3d95b77a
 def main() -> None:
     "The entry point of `genre`."
     app()
-
-
-if __name__ == "__main__": main()
