@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from genre_nb.datasets import Requests
 
 # %% auto #0
-__all__ = ['PAD', 'BOS', 'EOS', 'UNK', 'READERS', 'ENCODERS', 'Condition', 'make_condition', 'choose', 'EncoderConfig',
-           'masked_mean', 'MeanReader', 'ages', 'RecurrentReader', 'TransformerBlock', 'TransformerReader', 'pack_left',
-           'set_embedding', 'ConditionEncoder', 'build_encoder', 'modality_dropout', 'PseudoInterest',
-           'pseudo_interest']
+__all__ = ['PAD', 'BOS', 'EOS', 'UNK', 'READERS', 'ENCODERS', 'Condition', 'make_condition', 'masked_mean', 'ages', 'MeanReader',
+           'RecurrentReader', 'TransformerBlock', 'TransformerReader', 'pack_left', 'choose', 'EncoderConfig',
+           'set_embedding', 'ConditionEncoder', 'build_encoder', 'PseudoInterest', 'pseudo_interest',
+           'modality_dropout']
 
 # %% ../nbs/04_encoder.ipynb #8a0e7b08
 PAD, BOS, EOS, UNK = SubwordTokenizer.PAD, SubwordTokenizer.BOS, SubwordTokenizer.EOS, SubwordTokenizer.UNK
@@ -77,39 +77,7 @@ def make_condition(
                          "fill missing context fields before asking, for example with the field's mean")
     return Condition(text, history, context)
 
-# %% ../nbs/04_encoder.ipynb #36b5bf6e
-def choose(
-    table: dict,          # name → what it stands for, such as ENCODERS
-    name: str,            # the name asked for
-    what: str,            # what the table holds, for the message
-) -> object:              # the entry
-    "Look a part up by name; raises ValueError that lists the known names."
-    if name not in table:
-        raise ValueError(f"unknown {what} {name!r}: choose one of {', '.join(map(repr, table))}, "
-                         f"or register your own under that name first")
-    return table[name]
-
-# %% ../nbs/04_encoder.ipynb #bc6684cf
-class EncoderConfig(BaseModel):
-    "Options of the condition encoder; unknown names and kinds are errors."
-    model_config = ConfigDict(extra="forbid")
-    kind: str = "gru"                                        # a name in ENCODERS
-    hidden: int = Field(default=128, gt=0)                   # H, length of u
-    embed: int = Field(default=64, gt=0)                     # E, length of a token vector
-    n_layers: int = Field(default=1, gt=0)                   # layers of the recurrent and Transformer readers
-    n_heads: int = Field(default=4, gt=0)                    # attention heads of the Transformer reader
-    dropout: float = Field(default=0.1, ge=0, lt=1)          # on what was read, while training
-    n_context: int = Field(default=0, ge=0)                  # F, number of context fields
-    recency: float | None = Field(default=5.0, gt=0)         # half-life in items of the mean reader; None = all alike
-    max_positions: int = Field(default=64, gt=0)             # positions that the Transformer reader tells apart
-
-    @field_validator("kind")
-    @classmethod
-    def _known(cls, kind: str) -> str:
-        choose(ENCODERS, kind, "encoder kind")
-        return kind
-
-# %% ../nbs/04_encoder.ipynb #0b3fef29
+# %% ../nbs/04_encoder.ipynb #4c726ff7
 def masked_mean(
     x: Tensor,        # (B, T, E) vectors
     weight: Tensor,   # (B, T) weights, 0 where nothing stands
@@ -119,6 +87,14 @@ def masked_mean(
     return (weight.unsqueeze(1) @ x).squeeze(1) / weight.sum(1, keepdim=True).clamp(min=1e-6)
 
 
+def ages(
+    mask: Tensor,   # (B, T) bool, true where something stands, padded at the right
+) -> Tensor:        # (B, T) int64 steps back from the newest; 0 = newest (and padding)
+    "How long ago each step is, counted from the end of its own row."
+    position = torch.arange(mask.shape[1], device=mask.device)
+    return (mask.sum(1, keepdim=True) - 1 - position).clamp(min=0)
+
+# %% ../nbs/04_encoder.ipynb #5bb7c4c7
 class MeanReader(nn.Module):
     "Weighted mean of the vectors; the weight halves with every `half_life` steps into the past."
 
@@ -140,14 +116,6 @@ class MeanReader(nn.Module):
         if self.half_life is not None:
             weight = weight * 0.5 ** (ages(mask) / self.half_life)
         return self.project(masked_mean(x, weight))
-
-
-def ages(
-    mask: Tensor,   # (B, T) bool, true where something stands, padded at the right
-) -> Tensor:        # (B, T) int64 steps back from the newest; 0 = newest (and padding)
-    "How long ago each step is, counted from the end of its own row."
-    position = torch.arange(mask.shape[1], device=mask.device)
-    return (mask.sum(1, keepdim=True) - 1 - position).clamp(min=0)
 
 # %% ../nbs/04_encoder.ipynb #773eee34
 class RecurrentReader(nn.Module):
@@ -234,7 +202,7 @@ class TransformerReader(nn.Module):
 
 READERS = {"mean": MeanReader, "gru": RecurrentReader, "lstm": RecurrentReader, "transformer": TransformerReader}
 
-# %% ../nbs/04_encoder.ipynb #aec200fc
+# %% ../nbs/04_encoder.ipynb #8efe5049
 def pack_left(
     values: Tensor,   # (B, T) with holes
     mask: Tensor,     # (B, T) bool, true where something stands
@@ -243,6 +211,41 @@ def pack_left(
     width = max(int(mask.sum(1).max()), 1) if mask.numel() else 1
     order = mask.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
     return values.gather(1, order), mask.gather(1, order)
+
+# %% ../nbs/04_encoder.ipynb #36b5bf6e
+def choose(
+    table: dict,          # name → what it stands for, such as ENCODERS
+    name: str,            # the name asked for
+    what: str,            # what the table holds, for the message
+) -> object:              # the entry
+    "Look a part up by name; raises ValueError that lists the known names."
+    if name not in table:
+        raise ValueError(f"unknown {what} {name!r}: choose one of {', '.join(map(repr, table))}, "
+                         f"or register your own under that name first")
+    return table[name]
+
+# %% ../nbs/04_encoder.ipynb #bc6684cf
+class EncoderConfig(BaseModel):
+    "Options of the condition encoder; unknown names and kinds are errors."
+    model_config = ConfigDict(extra="forbid")
+    kind: str = "gru"                                        # a name in ENCODERS
+    hidden: int = Field(default=128, gt=0)                   # H, length of u
+    embed: int = Field(default=64, gt=0)                     # E, length of a token vector
+    n_layers: int = Field(default=1, gt=0)                   # layers of the recurrent and Transformer readers
+    n_heads: int = Field(default=4, gt=0)                    # attention heads of the Transformer reader
+    dropout: float = Field(default=0.1, ge=0, lt=1)          # on what was read, while training
+    n_context: int = Field(default=0, ge=0)                  # F, number of context fields
+    recency: float | None = Field(default=5.0, gt=0)         # half-life in items of the mean reader; None = all alike
+    max_positions: int = Field(default=64, gt=0)             # positions that the Transformer reader tells apart
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        choose(ENCODERS, kind, "encoder kind")
+        return kind
+
+# %% ../nbs/04_encoder.ipynb #ba565efa
+READERS = {"mean": MeanReader, "gru": RecurrentReader, "lstm": RecurrentReader, "transformer": TransformerReader}
 
 
 def set_embedding(
@@ -341,23 +344,6 @@ def build_encoder(
     "The encoder that the configuration names; raises ValueError that lists the known ones."
     return choose(ENCODERS, config.kind, "encoder kind")(config, vocab_size, item_tokens)
 
-# %% ../nbs/04_encoder.ipynb #67d87d7b
-def modality_dropout(
-    cond: Condition,                            # B rows
-    p_text: float = 0.25,                       # share of rows that lose their text (history only)
-    p_history: float = 0.25,                    # share of rows that lose their history (text only)
-    generator: torch.Generator | None = None,   # CPU random source
-) -> Condition:                                 # a new condition; no row loses its last source
-    "Hide the text of some rows and the history of others, never both, so that each alone learns to suffice."
-    if min(p_text, p_history) < 0 or p_text + p_history > 1:
-        raise ValueError(f"p_text={p_text} and p_history={p_history} must be at least 0 and add up to at most 1")
-    draw = torch.rand(cond.batch_size, generator=generator).to(cond.text.device)
-    both = (cond.text >= UNK).any(1) & (cond.history >= 0).any(1)
-    hide_text = both & (draw < p_text)
-    hide_history = both & (draw >= 1 - p_history)
-    return Condition(cond.text.masked_fill(hide_text[:, None], PAD),
-                     cond.history.masked_fill(hide_history[:, None], -1), cond.context)
-
 # %% ../nbs/04_encoder.ipynb #4d300d89
 class PseudoInterest:
     "Invents what a user might have typed: a few telling words from the titles of the items in a history."
@@ -402,3 +388,20 @@ def pseudo_interest(
     width = max((len(row) for row in titles), default=0)
     history = np.array([[code[t] for t in row] + [-1] * (width - len(row)) for row in titles], dtype=np.int64)
     return PseudoInterest(flat, analyzer, max_words)(history.reshape(len(titles), width), rng)
+
+# %% ../nbs/04_encoder.ipynb #67d87d7b
+def modality_dropout(
+    cond: Condition,                            # B rows
+    p_text: float = 0.25,                       # share of rows that lose their text (history only)
+    p_history: float = 0.25,                    # share of rows that lose their history (text only)
+    generator: torch.Generator | None = None,   # CPU random source
+) -> Condition:                                 # a new condition; no row loses its last source
+    "Hide the text of some rows and the history of others, never both, so that each alone learns to suffice."
+    if min(p_text, p_history) < 0 or p_text + p_history > 1:
+        raise ValueError(f"p_text={p_text} and p_history={p_history} must be at least 0 and add up to at most 1")
+    draw = torch.rand(cond.batch_size, generator=generator).to(cond.text.device)
+    both = (cond.text >= UNK).any(1) & (cond.history >= 0).any(1)
+    hide_text = both & (draw < p_text)
+    hide_history = both & (draw >= 1 - p_history)
+    return Condition(cond.text.masked_fill(hide_text[:, None], PAD),
+                     cond.history.masked_fill(hide_history[:, None], -1), cond.context)
