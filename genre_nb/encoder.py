@@ -202,13 +202,15 @@ class TransformerReader(nn.Module):
 
 READERS = {"mean": MeanReader, "gru": RecurrentReader, "lstm": RecurrentReader, "transformer": TransformerReader}
 
-# %% ../nbs/04_encoder.ipynb #8efe5049
+# %% ../nbs/04_encoder.ipynb #0d063522
 def pack_left(
     values: Tensor,   # (B, T) with holes
     mask: Tensor,     # (B, T) bool, true where something stands
 ) -> tuple[Tensor, Tensor]:   # (B, S) values in their order without holes, (B, S) mask; S = longest row, at least 1
     "Push what is there to the left, so that the place of padding cannot matter."
-    width = max(int(mask.sum(1).max()), 1) if mask.numel() else 1
+    if not values.shape[1]:                                # no column at all: one empty step
+        values, mask = values.new_zeros(len(values), 1), mask.new_zeros(len(mask), 1)
+    width = max(int(mask.sum(1).max()), 1) if len(mask) else 1
     order = mask.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
     return values.gather(1, order), mask.gather(1, order)
 
