@@ -41,16 +41,17 @@ if TYPE_CHECKING:
     from genre_nb.preprocessing import SubwordTokenizer
 
 # %% auto #0
-__all__ = ['PHASES', 'Rules', 'GanConfig', 'TripleBatch', 'batch_to', 'Likes', 'Mismatches', 'hold_out', 'tokenize_texts',
-           'Conditions', 'check_hard', 'pair_matrix', 'halves', 'triple_batch', 'stack_batches', 'Triples',
-           'TripleStream', 'TripleDataModule', 'catalogue_vectors', 'normalised_rows', 'seeded', 'evaluating',
-           'Players', 'Fake', 'Game', 'Clock', 'Best', 'learning_rate', 'diagnose', 'health', 'content', 'GenreGAN',
-           'choose_precision', 'Checkpoints', 'Progress', 'make_trainer', 'quiet_lightning', 'train_gan',
-           'plot_training', 'gradient_norms', 'gradient_flow', 'evaluate_players', 'judge_rows', 'writer_rows',
-           'attribute_rows']
+__all__ = ['PHASES', 'STEPS', 'Rules', 'GanConfig', 'TripleBatch', 'batch_to', 'Likes', 'Mismatches', 'hold_out',
+           'tokenize_texts', 'Conditions', 'check_hard', 'pair_matrix', 'halves', 'triple_batch', 'stack_batches',
+           'Triples', 'TripleStream', 'TripleDataModule', 'catalogue_vectors', 'normalised_rows', 'seeded',
+           'evaluating', 'still', 'Players', 'Fake', 'Game', 'Clock', 'Best', 'learning_rate', 'diagnose', 'health',
+           'content', 'GenreGAN', 'choose_precision', 'Checkpoints', 'Progress', 'make_trainer', 'quiet_lightning',
+           'train_gan', 'plot_training', 'gradient_norms', 'gradient_flow', 'evaluate_players', 'judge_rows',
+           'writer_rows', 'attribute_rows']
 
-# %% ../nbs/08_adversarial.ipynb #b2f69843
+# %% ../nbs/08_adversarial.ipynb #7a587901
 PHASES = ("pretrain_g", "pretrain_d", "play")
+STEPS = {"pretrain_g": (360, 600), "pretrain_d": (150, 400), "play": (50, 80)}   # phase → for 15,000 likes or less, at most
 
 
 class Rules(BaseModel):
@@ -59,7 +60,7 @@ class Rules(BaseModel):
     adversarial: bool = True                                   # False = gan_off: same networks, data and steps, no game
     loss: str = "non_saturating"                               # a name in `GENERATOR_LOSSES`
     estimator: Literal["policy_gradient", "gumbel", "soft"] = "policy_gradient"   # how G's gradient passes through words
-    w: float = Field(default=0.5, ge=0, le=1)                  # D's dial from realness (0) to relevance (1)
+    w: float = Field(default=0.7, ge=0, le=1)                  # D's dial from realness (0) to relevance (1)
     label_smoothing: float = Field(default=0.0, ge=0, le=0.5)  # one-sided, for D
     corruptions: tuple[str, ...] = ("replace", "splice")       # names in `CORRUPTIONS`: spoiled texts among D's negatives
     corruption_share: float = Field(default=0.25, ge=0, le=1)  # share of them among the fakes shown to D
@@ -83,17 +84,17 @@ class Rules(BaseModel):
             raise ValueError(f"unknown corruption {unknown[0]!r}: choose from {', '.join(map(repr, CORRUPTIONS))}")
         return names
 
-# %% ../nbs/08_adversarial.ipynb #172f1b41
+# %% ../nbs/08_adversarial.ipynb #c65ab292
 class GanConfig(Rules):
     "Networks, rules, steps and optimizers of one GAN; unknown options are errors. `.model_dump_json()` saves it."
     encoder: EncoderConfig = Field(default_factory=lambda: EncoderConfig(kind="mean"))
     generator: GeneratorConfig = Field(default_factory=lambda: GeneratorConfig(max_length=40))
-    discriminator: DiscriminatorConfig = Field(default_factory=DiscriminatorConfig)
-    pretrain_g_steps: int = Field(default=300, ge=0)           # G alone, by likelihood
-    pretrain_d_steps: int = Field(default=180, ge=0)           # D alone, against samples of the frozen G
-    play_steps: int = Field(default=50, ge=0)                  # one step of D and one of G each
+    discriminator: DiscriminatorConfig = Field(default_factory=lambda: DiscriminatorConfig(widths=(1, 3)))
+    pretrain_g_steps: int | None = Field(default=None, ge=0)   # G alone, by likelihood; None = by the size of the data
+    pretrain_d_steps: int | None = Field(default=None, ge=0)   # D alone, against samples of the frozen G
+    play_steps: int | None = Field(default=None, ge=0)         # one step of D and one of G each
     batch_size: int = Field(default=64, ge=2)                  # triples (user, liked, not liked) a step
-    batch_size_g: int = Field(default=32, ge=2)                # how many of them G's likelihood reads
+    batch_size_g: int = Field(default=48, ge=2)                # how many of them G's likelihood reads
     n_mismatched: int = Field(default=1, ge=1)                 # drawn mismatched items per triple; in-batch ones come free
     optimizer: str = "Adam"                                    # a name in torch.optim
     optimizer_options: dict = Field(default_factory=dict)      # its further arguments
@@ -103,15 +104,16 @@ class GanConfig(Rules):
     clip: float = Field(default=5.0, gt=0)                     # largest gradient norm of a player
     max_text: int = Field(default=24, ge=3)                    # tokens of an interest
     max_history: int = Field(default=20, ge=1)                 # items of a history
-    p_text: float = Field(default=0.25, ge=0, le=1)            # share of conditions that lose their text
-    p_history: float = Field(default=0.25, ge=0, le=1)         # share that lose their history
-    query_share: float = Field(default=0.5, ge=0, le=1)        # of those: the text is made from the liked item's title
+    p_text: float = Field(default=0.2, ge=0, le=1)            # share of conditions that lose their text
+    p_history: float = Field(default=0.5, ge=0, le=1)         # share that lose their history
+    query_share: float = Field(default=0.9, ge=0, le=1)        # of those: the text is made from the liked item itself
     holdout_items: float = Field(default=0.03, ge=0, lt=0.5)   # share of items whose text no player learns from
     health_every: int = Field(default=25, ge=1)                # steps between two health checks
     health_size: int = Field(default=160, ge=16)               # held-out triples looked at
-    monitor: Literal["auc_match", "auc_real", "nll"] = "auc_match"   # what "best" means during play
+    monitor: Literal["healthy", "auc_match", "auc_real", "nll"] = "healthy"   # best of play: the latest healthy state, or by value
     patience: int = Field(default=0, ge=0)                     # checks without a better one until a phase ends; 0 = never
     max_nll_rise: float = Field(default=0.5, gt=0)             # sick: held-out NLL this far above the start of play
+    max_auc_fall: float = Field(default=0.05, gt=0)            # sick: D's AUC on matching this far below the start of play
     min_distinct: float = Field(default=0.5, ge=0, le=1)       # sick: distinct-2 below this share of the start of play
     seed: int = Field(default=0, ge=0)                         # of weights, batches and noise
 
@@ -132,16 +134,23 @@ class GanConfig(Rules):
 
     @property
     def steps(self) -> dict[str, int]:   # phase → number of steps
-        "How long each phase lasts."
-        return {phase: getattr(self, f"{phase}_steps") for phase in PHASES}
+        "How long each phase lasts; what is left open lasts as long as for a small catalogue."
+        return {phase: getattr(self.scaled_to(0), f"{phase}_steps") for phase in PHASES}
 
-# %% ../nbs/08_adversarial.ipynb #e7541a07
+    def scaled_to(self, n_likes: int) -> GanConfig:   # liked pairs to learn from
+        "The same, with numbers of steps where they were left open: they grow with the root of the data, to a limit."
+        growth = max(1.0, (n_likes / 15_000) ** 0.5)
+        wanted = {f"{phase}_steps": min(round(least * growth), most) for phase, (least, most) in STEPS.items()}
+        return self.model_copy(update={name: n for name, n in wanted.items() if getattr(self, name) is None})
+
+# %% ../nbs/08_adversarial.ipynb #feafcb40
 class TripleBatch(NamedTuple):
     "B users, what each liked, and what others liked instead."
-    cond: Condition      # B rows; the liked item is in no one's own history
+    cond: Condition      # B rows, some without text or history; the liked item is in no one's own history
     real: Tensor         # (B,) item codes
     mismatched: Tensor   # (B, M) item codes
     known: Tensor        # (B, B + B·M) bool: row i's user is known to like column j of [real, mismatched.flatten()]
+    full: Condition      # B rows, all that is known of these users
 
 
 def batch_to(batch: TripleBatch, device: torch.device | str) -> TripleBatch:
@@ -260,7 +269,7 @@ def hold_out(
         new[np.random.default_rng([seed, 7]).choice(liked, n, replace=False)] = True
     return new
 
-# %% ../nbs/08_adversarial.ipynb #e68d93bd
+# %% ../nbs/08_adversarial.ipynb #06d6a119
 def tokenize_texts(
     texts: Sequence[str],          # B texts, "" = none
     tokenizer: SubwordTokenizer,   # surface view
@@ -291,8 +300,8 @@ class Conditions:
         profile = data.users["profile"].tolist() if with_profile else [""] * data.n_users
         self.profile = tokenize_texts(profile, tokenizer, config.max_text)
         self.context = torch.as_tensor(data.users[list(context)].to_numpy(dtype=np.float32))
-        titles = data.items["title"].where(data.items["title"] != "", data.items["text"])
-        self.invent = PseudoInterest(titles.tolist(), Analyzer(stem=False))
+        titles = (data.items["category"] + " " + data.items["title"]).str.strip()
+        self.invent = PseudoInterest(titles.where(titles != "", data.items["text"]).tolist(), Analyzer(stem=False))
 
     def __call__(
         self,
@@ -318,7 +327,7 @@ class Conditions:
         text[rows] = tokenize_texts(self.invent(sources[rows.numpy()], rng), self.tokenizer, self.config.max_text)
         return cond._replace(text=text)
 
-# %% ../nbs/08_adversarial.ipynb #05312fa1
+# %% ../nbs/08_adversarial.ipynb #86d645f0
 def check_hard(
     hard: np.ndarray | None,   # (U, N) item codes, −1 = none
     data: RecDataset,          # whose users and items they are
@@ -354,7 +363,8 @@ def halves(
 
 
 def triple_batch(
-    cond: Condition,              # B rows
+    cond: Condition,              # B rows, some without text or history
+    full: Condition,              # B rows, all that is known
     users: np.ndarray,            # (B,) user codes
     items: np.ndarray,            # (B,) what they liked
     mismatches: Mismatches,       # draws what they did not
@@ -365,14 +375,14 @@ def triple_batch(
     wrong = mismatches.draw(users, m, rng)
     columns = np.concatenate([items, wrong.ravel()])
     known = mismatches.known(users, columns) | (items[:, None] == columns)
-    return TripleBatch(cond, *map(torch.from_numpy, (items, wrong, known)))
+    return TripleBatch(cond, *map(torch.from_numpy, (items, wrong, known)), full)
 
 
 def stack_batches(
     batches: Sequence[TripleBatch],   # one or two batches
 ) -> TripleBatch:
     "Batches below each other; across batches nothing is compared, so it counts as `known`."
-    conds, real, wrong, known = zip(*batches)
+    conds, real, wrong, known, _ = zip(*batches)
     B, M = sum(map(len, real)), wrong[0].shape[1]
     table, row = torch.ones(B, B * (1 + M), dtype=torch.bool), 0
     for k, r in zip(known, real):
@@ -380,9 +390,10 @@ def stack_batches(
         table[row:row + n, row:row + n] = k[:, :n]
         table[row:row + n, B + row * M:B + (row + n) * M] = k[:, n:]
         row += n
-    return TripleBatch(Condition(*(torch.cat(f) for f in zip(*conds))), torch.cat(real), torch.cat(wrong), table)
+    cond = Condition(*(torch.cat(field) for field in zip(*conds)))
+    return TripleBatch(cond, torch.cat(real), torch.cat(wrong), table, cond)
 
-# %% ../nbs/08_adversarial.ipynb #f41829b2
+# %% ../nbs/08_adversarial.ipynb #bb26a4cb
 class Triples:
     "Everything that batches are made of; batch t is a function of (seed, rank, t), so resuming is exact."
 
@@ -398,8 +409,8 @@ class Triples:
         with_profile: bool = True,                     # users' own interest texts, where they have one
         context: Sequence[str] = (),                   # numeric columns of `users`
     ):
-        self.data, self.config, self.splits = data, config, tuple(splits)
         self.likes = Likes(data, splits, pairs)
+        self.data, self.splits, self.config = data, tuple(splits), config.scaled_to(len(self.likes))
         unseen = "valid" in data.splits and splits and "valid" not in splits
         self.new = hold_out(self.likes, Likes(data, ["valid"]) if unseen else None, config.holdout_items, config.seed)
         self.index = np.flatnonzero(~self.new[self.likes.item])      # the likes that the players learn from
@@ -421,8 +432,9 @@ class Triples:
         picked = np.array([self.order(int(p // n))[p % n] for p in place])
         rng = np.random.default_rng([self.config.seed, 2, rank, step])
         users, items = self.likes.user[picked], self.likes.item[picked]
-        cond = self.conditions(users, items, self.likes.before(picked, self.config.max_history, rng), rng)
-        return triple_batch(cond, users, items, self.mismatches, self.config.n_mismatched, rng)
+        history = self.likes.before(picked, self.config.max_history, rng)
+        cond, full = (self.conditions(users, items, history, rng, training) for training in (True, False))
+        return triple_batch(cond, full, users, items, self.mismatches, self.config.n_mismatched, rng)
 
     def held_out(
         self,
@@ -438,7 +450,7 @@ class Triples:
         for rows, allowed in zip(groups, (self.new, ~self.new)):
             if not len(rows): continue
             cond = self.conditions(users[rows], items[rows], history[rows], rng, training=False)
-            batches.append(triple_batch(cond, users[rows], items[rows], Mismatches(own, allowed), m, rng))
+            batches.append(triple_batch(cond, cond, users[rows], items[rows], Mismatches(own, allowed), m, rng))
         return stack_batches(batches), torch.from_numpy(self.new[items[np.concatenate(groups)]])
 
     def _unseen(self, split: str, rng) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -453,7 +465,7 @@ class Triples:
         found.append((self.likes.user[index], self.likes.item[index], self.likes.before(index, n, rng)))
         return tuple(np.concatenate(parts) for parts in zip(*found))
 
-# %% ../nbs/08_adversarial.ipynb #30866bbe
+# %% ../nbs/08_adversarial.ipynb #6f37f82b
 class TripleStream(IterableDataset):
     "The batches of the remaining steps, in order."
 
@@ -489,11 +501,12 @@ class TripleDataModule(pl.LightningDataModule):
         "One batch per remaining step of the module in training."
         total, trainer = sum(self.triples.config.steps.values()), self.trainer
         steps = lambda: range(trainer.lightning_module.clock.step, total)
-        return DataLoader(TripleStream(self.triples, steps, trainer.global_rank, trainer.world_size), batch_size=None)
+        stream = TripleStream(self.triples, steps, trainer.global_rank, trainer.world_size)
+        return DataLoader(stream, batch_size=None, generator=torch.Generator())   # its own noise, not the caller's
 
     def val_dataloader(self) -> DataLoader:
         "One batch: the held-out triples."
-        return DataLoader([self.triples.held_out()], batch_size=None)
+        return DataLoader([self.triples.held_out()], batch_size=None, generator=torch.Generator())
 
 # %% ../nbs/08_adversarial.ipynb #c7bf31f2
 def catalogue_vectors(
@@ -552,6 +565,17 @@ def evaluating(
     try: yield
     finally:
         for m in was: m.training = True
+
+# %% ../nbs/08_adversarial.ipynb #81c399b7
+@contextmanager
+def still(*modules: nn.Module) -> Iterator[None]:
+    "Inside the block these modules take no gradient and drop nothing out; what flows through them to others still flows."
+    parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
+    for p in parameters: p.requires_grad_(False)
+    try:
+        with evaluating(nn.ModuleList(modules), nn.Dropout): yield
+    finally:
+        for p in parameters: p.requires_grad_(True)
 
 # %% ../nbs/08_adversarial.ipynb #c8fbfefe
 class Players(pl.LightningModule):
@@ -641,7 +665,7 @@ class Players(pl.LightningModule):
             u = self.encoder_d(cond.to(self.device)).repeat_interleave(len(flat) // cond.batch_size, 0)
             return self.discriminator(u, flat).float().view(ids.shape[:-1])
 
-# %% ../nbs/08_adversarial.ipynb #c7449ac0
+# %% ../nbs/08_adversarial.ipynb #13eb20a3
 class Fake(NamedTuple):
     "What G wrote for some users of a batch, K texts per user."
     x: Tensor      # (n, T) int64 ids, or (n, T, V) relaxed rows
@@ -681,11 +705,10 @@ class Game(Players):
     ) -> tuple[Tensor, dict[str, Tensor]]:   # () L_d, and what happened
         "Matching-aware L_d: real against generated and spoiled, matching against mismatched (every pair of the batch)."
         D, B = self.discriminator, len(batch.real)
-        u = self.encoder_d(batch.cond)
         ids = self.text(torch.cat([batch.real, batch.mismatched.flatten()]))
-        h = D.encode_text(ids)
-        scores = D.score_matrix(u, h)
-        real, mismatched = scores.diagonal(), scores[~batch.known]
+        h, u = D.encode_text(ids), self.encoder_d(batch.cond)
+        scores = torch.stack([D.score_matrix(view, h) for view in (u, self.encoder_d(batch.full))])   # texts are read once
+        real, mismatched = scores.diagonal(dim1=1, dim2=2).flatten(), scores[:, ~batch.known].flatten()
         n_spoiled = B if fake is None else int(self.config.corruption_share * len(fake.rows))
         negatives = [] if fake is None else [D.score(u[fake.rows], D.encode_text(fake.x.detach()))]
         if n_spoiled > 1 and self.config.corruptions:
@@ -703,7 +726,7 @@ class Game(Players):
     ) -> tuple[Tensor, dict[str, Tensor]]:   # () L_g or its surrogate, and what happened
         "L_g through the chosen estimator; D is held still."
         D, K = self.discriminator, self.config.samples_per_user
-        with evaluating(self.discriminator, nn.Dropout), evaluating(self.encoder_d, nn.Dropout):
+        with still(self.discriminator, self.encoder_d):
             with torch.no_grad():
                 judge_u = self.encoder_d(batch.cond)
                 real = D.score(judge_u, D.encode_text(self.text(batch.real))) if self.config.loss == "relativistic" else None
@@ -829,7 +852,7 @@ def learning_rate(
     if phase == "play": return peak * play
     return peak * min(1.0, 0.1 + part / 0.05) * (0.55 + 0.45 * float(np.cos(np.pi * part)))
 
-# %% ../nbs/08_adversarial.ipynb #62ffb9fd
+# %% ../nbs/08_adversarial.ipynb #3ce7d74a
 def diagnose(
     row: dict,            # a health check
     start: dict | None,   # the check at the start of play
@@ -840,6 +863,7 @@ def diagnose(
     found = []
     if row["nll"] > start["nll"] + config.max_nll_rise: found.append(f"forgets its language (nll {row['nll']:.2f})")
     if row["distinct_2"] < config.min_distinct * start["distinct_2"]: found.append(f"repeats itself (distinct-2 {row['distinct_2']:.2f})")
+    if row["auc_match"] < start["auc_match"] - config.max_auc_fall: found.append(f"D forgets who likes what (AUC {row['auc_match']:.2f})")
     return ", ".join(found)
 
 
@@ -877,7 +901,7 @@ def content(ids: Tensor) -> list[list[int]]:   # (B, T) → B lists
     "Token ids without <pad>, <bos> and <eos>."
     return [[i for i in row if i >= UNK] for row in ids.tolist()]
 
-# %% ../nbs/08_adversarial.ipynb #33503ba8
+# %% ../nbs/08_adversarial.ipynb #0110e914
 class GenreGAN(Game):
     "Trains the players in three phases under Lightning's manual optimization; every step's noise is a function of (seed, rank, step)."
 
@@ -933,7 +957,10 @@ class GenreGAN(Game):
         config, phase = self.config, self.clock.phase
         if self.clock.phase_step == 0: self.begin()
         with seeded(config.seed, 1, self.global_rank, self.clock.step, device=self.device):
-            fake = self.write(batch.cond, self.tau, grad=phase == "play") if config.adversarial and phase != "pretrain_g" else None
+            fake = None
+            if config.adversarial and phase != "pretrain_g":     # alone, D does with half as many texts
+                some = slice(0, None if phase == "play" else max(config.batch_size // 2, config.samples_per_user))
+                fake = self.write(batch.cond.rows(some), self.tau, grad=phase == "play")
             if phase != "pretrain_g": self.descend(1, config.lr_d, lambda: self.d_loss(batch, fake))
             if phase != "pretrain_d": self.descend(0, config.lr_g, lambda: self.g_loss(batch, fake, self.reference))
         self.clock.tick()
@@ -989,7 +1016,8 @@ class GenreGAN(Game):
         self.rows.append(row)
         self.since = {}
         monitor = {"pretrain_g": "nll", "pretrain_d": "auc_match"}.get(self.clock.phase, self.config.monitor)
-        value = float("nan") if row["sick"] else row[monitor] * (-1 if monitor == "nll" else 1)
+        value = row["step"] if monitor == "healthy" else -row["nll"] if monitor == "nll" else row[monitor]
+        if row["sick"]: value = float("nan")
         self.best.offer(value, lambda: {k: v.detach().clone() for k, v in self.state_dict().items() if k.split(".")[0] in self.players(self.clock.phase)})
 
     def sample_watched(self) -> list[dict]:
@@ -1022,8 +1050,10 @@ class GenreGAN(Game):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         "Counters, best state and reference; Lightning brings back weights and optimizers."
         saved = checkpoint["genre_gan"]
-        if json.loads(saved["config"]) != json.loads(self.config.model_dump_json()):
-            raise ValueError("the checkpoint was made with another configuration: use that one, or another checkpoint folder")
+        then, now = json.loads(saved["config"]), json.loads(self.config.model_dump_json())
+        if changed := [name for name in now if now[name] != then.get(name)]:
+            raise ValueError(f"the checkpoint was made with another configuration ({', '.join(changed)} differ): "
+                             f"use that one, or another checkpoint folder")
         self.clock.load(saved["clock"])
         self.best.load(saved["best"])
         self.rows, self.samples_log, self.since = saved["rows"], saved["samples"], saved["since"]
@@ -1076,9 +1106,9 @@ class Checkpoints(pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self.old is not None: signal.signal(signal.SIGINT, self.old)
 
-# %% ../nbs/08_adversarial.ipynb #d02fff28
+# %% ../nbs/08_adversarial.ipynb #940538be
 class Progress(pl.Callback):
-    "A progress bar by rich (or tqdm), or a call of your own function with each health check."
+    "A progress bar, or a call of your own function with each health check."
 
     def __init__(self, show: bool | Callable[[dict], None] = True):   # True = bar
         self.call = show if callable(show) else None
@@ -1086,7 +1116,7 @@ class Progress(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: GenreGAN) -> None:
         if self.call is not None or not trainer.is_global_zero: return
-        from tqdm.auto import tqdm
+        from tqdm import tqdm
         self.bar = tqdm(total=sum(pl_module.config.steps.values()), initial=pl_module.clock.step, leave=True)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: GenreGAN, *_) -> None:
@@ -1129,7 +1159,7 @@ def make_trainer(
     return pl.Trainer(accelerator=accelerator, devices=devices, precision=precision, callbacks=[*own, *callbacks],
                       **{**settings, **options})
 
-# %% ../nbs/08_adversarial.ipynb #f4abe33f
+# %% ../nbs/08_adversarial.ipynb #862f0e2b
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
     "No advertisements, hints about workers or lists of devices."
@@ -1161,6 +1191,7 @@ def train_gan(
     config = config or GanConfig()
     if adversarial is not None: config = config.model_copy(update={"adversarial": adversarial})
     module = TripleDataModule(data, tokenizer, config, **options)
+    config = module.triples.config
     gan = GenreGAN(config, len(tokenizer), module.item_tokens, parts)
     if token_vectors is not None: gan.set_token_embeddings(token_vectors)
     if interests: gan.watch(interests, tokenizer)
