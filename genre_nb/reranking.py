@@ -144,7 +144,7 @@ def within_list(
     values = centred(values, open_)
     return values / ((values.square().sum(1, keepdim=True) / count).sqrt() + 1e-6)
 
-# %% ../nbs/11_reranking.ipynb #3065f09e
+# %% ../nbs/11_reranking.ipynb #cdd149b1
 class Behaviour:
     "What the crowd's behaviour says about a candidate: every first stage's opinion, popularity, dislikes."
 
@@ -178,7 +178,7 @@ class Behaviour:
         for stage in self.stages:
             for which in ("", " of newest") if self.ordered else ("",):
                 names += [f"{stage}.{kind}{which}" for kind in ("score", "z", "log rank")]
-        return names + ["popularity.log likes", "popularity.z", "popularity.history", "dislike.share", "history.log length"]
+        return names + ["popularity.log likes", "popularity.log likes z", "popularity.history", "dislike.share", "history.log length"]
 
     def __call__(
         self,
@@ -295,7 +295,7 @@ def thin(
     return Lists(lists.log_q.gather(1, kept), lists.features.gather(1, kept[..., None].expand(-1, -1, lists.features.shape[-1])),
                  lists.liked.gather(1, kept))
 
-# %% ../nbs/11_reranking.ipynb #c70379a3
+# %% ../nbs/11_reranking.ipynb #af20bff2
 def cross_fit(
     data: RecDataset,                                          # with a `train` split
     fit: Callable[[RecDataset], tuple[Behaviour, Retriever]],  # fits first stages on the `train` rows of a fold
@@ -308,7 +308,7 @@ def cross_fit(
     parts = []
     for number, fold in enumerate(folds(data, config.folds, config.seed)):
         progress(f"re-ranker: fold {number + 1} of {config.folds}")
-        if fold.interactions["split"].eq("valid").any():
+        if {"train", "valid"} <= set(fold.splits):
             parts.append(training_lists(fold, fit, config, -(-config.max_lists // config.folds), rng, ask))
     width = max((p.liked.shape[1] for p in parts if len(p.liked)), default=0)
     parts = [p for p in parts if p.liked.shape[1] == width]
