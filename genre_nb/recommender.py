@@ -389,7 +389,8 @@ class Fitting:
             return Behaviour.fit(fold, stages), make_stage(self.first_name, stages)
 
         self.behaviour = Behaviour.fit(self.data, self.stages)
-        lists = cross_fit(self.data, fit, self.config.rerank, say)
+        ask = lambda fold, users: fold.requests(users, ("train",), self.config.max_history, self.config.profiles)   # as when serving
+        lists = cross_fit(self.data, fit, self.config.rerank, say, ask=ask)
         say(f"re-ranker: {len(lists.liked):,} lists")
         self.scorer = fit_scorer(lists, self.config.rerank)
 
