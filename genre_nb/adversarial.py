@@ -41,13 +41,13 @@ if TYPE_CHECKING:
     from genre_nb.preprocessing import SubwordTokenizer
 
 # %% auto #0
-__all__ = ['PHASES', 'STEPS', 'Rules', 'GanConfig', 'TripleBatch', 'batch_to', 'Likes', 'Mismatches', 'hold_out',
-           'tokenize_texts', 'Conditions', 'check_hard', 'pair_matrix', 'halves', 'triple_batch', 'stack_batches',
-           'Triples', 'TripleStream', 'TripleDataModule', 'catalogue_vectors', 'normalised_rows', 'seeded',
-           'evaluating', 'still', 'Players', 'Fake', 'Game', 'Clock', 'Best', 'learning_rate', 'diagnose', 'health',
-           'content', 'GenreGAN', 'choose_precision', 'Checkpoints', 'Progress', 'make_trainer', 'quiet_lightning',
-           'train_gan', 'plot_training', 'gradient_norms', 'gradient_flow', 'evaluate_players', 'judge_rows',
-           'writer_rows', 'attribute_rows']
+__all__ = ['PHASES', 'STEPS', 'Rules', 'GanConfig', 'TripleBatch', 'batch_to', 'Likes', 'Mismatches', 'tokenize_texts',
+           'Conditions', 'hold_out', 'check_hard', 'pair_matrix', 'halves', 'triple_batch', 'stack_batches', 'Triples',
+           'unseen_likes', 'TripleStream', 'TripleDataModule', 'catalogue_vectors', 'normalised_rows', 'seeded',
+           'evaluating', 'still', 'Pair', 'Players', 'Fake', 'JudgeGame', 'Game', 'gradient_norms', 'gradient_flow',
+           'Clock', 'Best', 'learning_rate', 'diagnose', 'health', 'content', 'GameRecord', 'GameWatch', 'GenreGAN',
+           'choose_precision', 'Checkpoints', 'Progress', 'make_trainer', 'quiet_lightning', 'train_gan',
+           'plot_training', 'LiveFigure', 'evaluate_players', 'judge_rows', 'writer_rows', 'attribute_rows']
 
 # %% ../nbs/08_adversarial.ipynb #7a587901
 PHASES = ("pretrain_g", "pretrain_d", "play")
@@ -252,23 +252,6 @@ class Mismatches:
         "Which of these items are known to be liked by which of these users."
         return self.own[users][:, items].toarray() > 0
 
-# %% ../nbs/08_adversarial.ipynb #8eb67146
-def hold_out(
-    likes: Likes,               # training positives
-    held: Likes | None,         # validation positives, where there are any
-    share: float,               # of the items to hold out, where validation has no new items
-    seed: int,                  # of the choice
-    at_least: int = 20,         # likes of new items that are enough to judge by
-) -> np.ndarray:                # (I,) bool: items whose text no player may learn from
-    "Items that are new in validation; if they are too few, a random share of the training items."
-    count = np.asarray(likes.matrix.sum(0)).ravel()
-    new = count == 0
-    if held is None or new[held.item].sum() < at_least:
-        liked = np.flatnonzero(count)
-        n = int(round(share * len(liked)))
-        new[np.random.default_rng([seed, 7]).choice(liked, n, replace=False)] = True
-    return new
-
 # %% ../nbs/08_adversarial.ipynb #06d6a119
 def tokenize_texts(
     texts: Sequence[str],          # B texts, "" = none
@@ -326,6 +309,23 @@ class Conditions:
         text = cond.text.clone()
         text[rows] = tokenize_texts(self.invent(sources[rows.numpy()], rng), self.tokenizer, self.config.max_text)
         return cond._replace(text=text)
+
+# %% ../nbs/08_adversarial.ipynb #8eb67146
+def hold_out(
+    likes: Likes,               # training positives
+    held: Likes | None,         # validation positives, where there are any
+    share: float,               # of the items to hold out, where validation has no new items
+    seed: int,                  # of the choice
+    at_least: int = 20,         # likes of new items that are enough to judge by
+) -> np.ndarray:                # (I,) bool: items whose text no player may learn from
+    "Items that are new in validation; if they are too few, a random share of the training items."
+    count = np.asarray(likes.matrix.sum(0)).ravel()
+    new = count == 0
+    if held is None or new[held.item].sum() < at_least:
+        liked = np.flatnonzero(count)
+        n = int(round(share * len(liked)))
+        new[np.random.default_rng([seed, 7]).choice(liked, n, replace=False)] = True
+    return new
 
 # %% ../nbs/08_adversarial.ipynb #86d645f0
 def check_hard(
@@ -393,7 +393,7 @@ def stack_batches(
     cond = Condition(*(torch.cat(field) for field in zip(*conds)))
     return TripleBatch(cond, torch.cat(real), torch.cat(wrong), table, cond)
 
-# %% ../nbs/08_adversarial.ipynb #bb26a4cb
+# %% ../nbs/08_adversarial.ipynb #1e444f5c
 class Triples:
     "Everything that batches are made of; batch t is a function of (seed, rank, t), so resuming is exact."
 
@@ -444,7 +444,7 @@ class Triples:
     ) -> tuple[TripleBatch, Tensor]:  # the triples, and (B,) bool: is the liked item new to both players?
         "Triples that no player learned from, half of them with new items if possible. Like is matched against like: new with new."
         rng = np.random.default_rng([self.config.seed, 3])
-        users, items, history = self._unseen(split, rng)
+        users, items, history = unseen_likes(self, split, rng)
         own = (self.likes.matrix + pair_matrix(users, items, self.likes.matrix.shape)).tocsr()
         groups, batches = halves(self.new[items], self.config.health_size if size is None else size, rng), []
         for rows, allowed in zip(groups, (self.new, ~self.new)):
@@ -453,17 +453,22 @@ class Triples:
             batches.append(triple_batch(cond, cond, users[rows], items[rows], Mismatches(own, allowed), m, rng))
         return stack_batches(batches), torch.from_numpy(self.new[items[np.concatenate(groups)]])
 
-    def _unseen(self, split: str, rng) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        "Users, items and histories of likes that training left out; of all likes if it left out none."
-        n, found = self.config.max_history, []
-        if split in self.data.splits and split not in self.splits and self.splits:
-            held = Likes(self.data, [split])
-            past = self.likes if split == "valid" else Likes(self.data, [s for s in ("train", "valid") if s in self.data.splits])
-            found.append((held.user, held.item, past.all_but(held.user, held.item, n)))
-        index = np.flatnonzero(self.new[self.likes.item]) if split == "valid" else np.empty(0, int)
-        if not found and not len(index): index = np.arange(len(self.likes))
-        found.append((self.likes.user[index], self.likes.item[index], self.likes.before(index, n, rng)))
-        return tuple(np.concatenate(parts) for parts in zip(*found))
+
+def unseen_likes(
+    triples: Triples,            # what is learned from
+    split: str,                  # "valid" or "test"
+    rng: np.random.Generator,    # orders histories without time
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:   # (n,) users, (n,) items, (n, N) histories
+    "The likes that training left out, with the history that a request would bring; all likes if it left out none."
+    data, likes, n, found = triples.data, triples.likes, triples.config.max_history, []
+    if triples.splits and split in data.splits and split not in triples.splits:
+        held = Likes(data, [split])
+        past = likes if split == "valid" else Likes(data, [s for s in ("train", "valid") if s in data.splits])
+        found.append((held.user, held.item, past.all_but(held.user, held.item, n)))
+    index = np.flatnonzero(triples.new[likes.item]) if split == "valid" else np.empty(0, int)
+    if not found and not len(index): index = np.arange(len(likes))
+    found.append((likes.user[index], likes.item[index], likes.before(index, n, rng)))
+    return tuple(np.concatenate(parts) for parts in zip(*found))
 
 # %% ../nbs/08_adversarial.ipynb #6f37f82b
 class TripleStream(IterableDataset):
@@ -577,9 +582,9 @@ def still(*modules: nn.Module) -> Iterator[None]:
     finally:
         for p in parameters: p.requires_grad_(True)
 
-# %% ../nbs/08_adversarial.ipynb #c8fbfefe
-class Players(pl.LightningModule):
-    "The writer (encoder_g, generator) and the judge (encoder_d, discriminator) of one catalogue, ready to be asked."
+# %% ../nbs/08_adversarial.ipynb #58b084c8
+class Pair(pl.LightningModule):
+    "The writer (encoder_g, generator) and the judge (encoder_d, discriminator) of one catalogue."
 
     def __init__(
         self,
@@ -613,6 +618,10 @@ class Players(pl.LightningModule):
         "Real descriptions, cut to the longest of them."
         ids = self.item_tokens[items]
         return ids[:, : max(int((ids != PAD).sum(1).max()), 1)] if len(ids) else ids
+
+# %% ../nbs/08_adversarial.ipynb #df34ed84
+class Players(Pair):
+    "A pair, ready to be asked: for texts, for scores of the whole catalogue, for an opinion of any text."
 
     @torch.no_grad()
     def generate(
@@ -665,7 +674,7 @@ class Players(pl.LightningModule):
             u = self.encoder_d(cond.to(self.device)).repeat_interleave(len(flat) // cond.batch_size, 0)
             return self.discriminator(u, flat).float().view(ids.shape[:-1])
 
-# %% ../nbs/08_adversarial.ipynb #13eb20a3
+# %% ../nbs/08_adversarial.ipynb #19cd16de
 class Fake(NamedTuple):
     "What G wrote for some users of a batch, K texts per user."
     x: Tensor      # (n, T) int64 ids, or (n, T, V) relaxed rows
@@ -673,8 +682,8 @@ class Fake(NamedTuple):
     z: Tensor      # (n, noise_size) the noise that it was written with
 
 
-class Game(Players):
-    "What each player minimises. Nothing here steps an optimizer."
+class JudgeGame(Players):
+    "What D minimises, and what it is shown."
 
     def write(
         self,
@@ -717,6 +726,10 @@ class Game(Players):
         w = 1.0 if negatives is None else self.config.w
         loss = discriminator_loss(real, negatives, mismatched, w=w, kind=self.config.loss, label_smoothing=self.config.label_smoothing)
         return loss, {"loss_d": loss.detach()}
+
+# %% ../nbs/08_adversarial.ipynb #4e08e186
+class Game(JudgeGame):
+    "What G minimises, too. Nothing here steps an optimizer."
 
     def adversarial_g_loss(
         self,
@@ -782,6 +795,38 @@ class Game(Players):
         tied = self.likelihood_g_loss(batch, u) if self.config.anchor_kind == "likelihood" else self.kl_to(reference, batch, u)
         report["nll_train" if self.config.anchor_kind == "likelihood" else "kl_train"] = tied.detach()
         return loss + self.config.anchor * tied, report
+
+# %% ../nbs/08_adversarial.ipynb #2e1e7abe
+def gradient_norms(
+    loss: Tensor,            # () differentiable
+    modules: dict[str, nn.Module],   # name → module
+) -> dict[str, float]:       # name → norm of the loss's gradient; exactly 0 where no path leads
+    "How strongly a loss pulls at each module, without changing any `.grad`."
+    parameters = {name: [p for p in m.parameters() if p.requires_grad] for name, m in modules.items()}
+    if not loss.requires_grad: return {name: 0.0 for name in modules}
+    grads = torch.autograd.grad(loss, [p for ps in parameters.values() for p in ps], allow_unused=True, retain_graph=True)
+    grads, norms = iter(grads), {}
+    for name, ps in parameters.items():
+        some = [g for g in (next(grads) for _ in ps) if g is not None]
+        norms[name] = float(torch.stack([g.float().square().sum() for g in some]).sum().sqrt()) if some else 0.0
+    return norms
+
+
+def gradient_flow(
+    gan: Game,             # both players
+    batch: TripleBatch,    # B triples
+) -> pd.DataFrame:         # rows: losses; columns: modules; values: gradient norms
+    "Which loss pulls at which part? L_d must reach D, L_g must reach G, and with `adversarial=False` L_g must not exist."
+    batch, rows = batch_to(batch, gan.device), {}
+    with seeded(gan.config.seed, 9, device=gan.device):
+        modules = {name: getattr(gan, name) for name in gan.parts}
+        fake = gan.write(batch.cond, grad=True) if gan.config.adversarial else None
+        rows["L_d"] = gradient_norms(gan.d_loss(batch, fake)[0], modules)
+        u = gan.encoder_g(batch.cond)
+        adversarial = gan.adversarial_g_loss(batch, fake, u)[0] if fake else torch.zeros(())
+        rows["L_g (adversarial)"] = gradient_norms(adversarial, modules)
+        rows["likelihood"] = gradient_norms(gan.likelihood_g_loss(batch, u), modules)
+    return pd.DataFrame(rows).T
 
 # %% ../nbs/08_adversarial.ipynb #d43ad26a
 class Clock:
@@ -901,11 +946,9 @@ def content(ids: Tensor) -> list[list[int]]:   # (B, T) → B lists
     "Token ids without <pad>, <bos> and <eos>."
     return [[i for i in row if i >= UNK] for row in ids.tolist()]
 
-# %% ../nbs/08_adversarial.ipynb #0110e914
-class GenreGAN(Game):
-    "Trains the players in three phases under Lightning's manual optimization; every step's noise is a function of (seed, rank, step)."
-
-    automatic_optimization = False
+# %% ../nbs/08_adversarial.ipynb #49db7e42
+class GameRecord(Game):
+    "Where the game stands: counters, best state, history. Saved with every checkpoint, as tensors, numbers and strings."
 
     def __init__(
         self,
@@ -915,12 +958,10 @@ class GenreGAN(Game):
         parts: dict[str, nn.Module] | None = None,   # own modules for encoder_g, generator, encoder_d, discriminator
     ):
         super().__init__(config, vocab_size, item_tokens, parts)
-        self.automatic_optimization = False
         self.clock, self.best, self.reference = Clock(config.steps), Best(), None
         self.rows: list[dict] = []            # one per health check
         self.samples_log: list[dict] = []     # what G wrote for fixed interests
-        self.since: dict[str, list] = {}      # sums and counts of what happened since the last check
-        self.watched: tuple | None = None     # fixed interests: texts, condition, decode
+        self.since: dict[str, tuple] = {}     # sum and count of what happened since the last check
         self.play_start: dict | None = None   # the health check at the start of play
 
     @property
@@ -928,19 +969,104 @@ class GenreGAN(Game):
         "Losses since the last check, and the health of both players on held-out triples."
         return pd.DataFrame(self.rows)
 
+    def note(self, report: dict[str, Tensor]) -> None:
+        "Add to the means that the next health check reports."
+        for name, value in report.items():
+            total, count = self.since.get(name, (0.0, 0))
+            self.since[name] = (total + float(value), count + 1)
+
+    def freeze_reference(self) -> None:
+        "From now on the present G is the pretrained one that play is compared with."
+        self.reference = tuple(copy.deepcopy(m).requires_grad_(False).eval() for m in (self.encoder_g, self.generator))
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        "The file loads with `weights_only=True`."
+        checkpoint["genre_gan"] = {
+            "config": self.config.model_dump_json(), "vocab_size": self.vocab_size, "clock": self.clock.state(),
+            "best": self.best.state(), "rows": self.rows, "samples": self.samples_log, "since": self.since,
+            "play_start": self.play_start, "reference": self.reference and [m.state_dict() for m in self.reference]}
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        "Counters, best state and reference; Lightning brings back weights and optimizers."
+        saved = checkpoint["genre_gan"]
+        then, now = json.loads(saved["config"]), json.loads(self.config.model_dump_json())
+        if changed := [name for name in now if now[name] != then.get(name)]:
+            raise ValueError(f"the checkpoint was made with another configuration ({', '.join(changed)} differ): "
+                             f"use that one, or another checkpoint folder")
+        self.clock.load(saved["clock"])
+        self.best.load(saved["best"])
+        self.rows, self.samples_log, self.since = saved["rows"], saved["samples"], saved["since"]
+        self.play_start = saved["play_start"]
+        if saved["reference"]:
+            self.freeze_reference()
+            for module, state in zip(self.reference, saved["reference"]): module.load_state_dict(state)
+
+# %% ../nbs/08_adversarial.ipynb #d8fd5067
+class GameWatch(GameRecord):
+    "Looks after the game: health checks, watched interests, begin and end of a phase."
+
+    watched: tuple | None = None   # fixed interests: texts, condition, decode
+
     def watch(self, interests: Sequence[str], tokenizer: SubwordTokenizer) -> None:
         "From now on, note at every health check what G writes for these interests."
         text = tokenize_texts(interests, tokenizer, self.config.max_text)
         none = torch.full((len(text), self.config.max_history), -1), torch.zeros(len(text), self.config.encoder.n_context)
         self.watched = (list(interests), Condition(text, *none), tokenizer.decode)
 
+    def sample_watched(self) -> list[dict]:
+        "The likeliest text for each watched interest, from fixed noise, with D's opinion of it."
+        interests, cond, decode = self.watched
+        with seeded(self.config.seed, 3, device=self.device): ids = self.generate(cond, greedy=True)[:, 0]   # always the same z
+        scores = self.judge(cond, ids).tolist()
+        return [{"step": self.clock.step, "phase": self.clock.phase, "interest": i, "text": t, "score": s}
+                for i, t, s in zip(interests, decode(ids.cpu()), scores)]
+
     def players(self, phase: str) -> dict[str, nn.Module]:
         "The modules that a phase trains."
         names = {"pretrain_g": self.parts[:2], "pretrain_d": self.parts[2:]}.get(phase, self.parts)
         return {name: getattr(self, name) for name in names}
 
+    def check(self) -> None:
+        "A health check: a row of `history`, texts for the watched interests, an offer to `best`."
+        with seeded(self.config.seed, 2, self.clock.step, device=self.device):
+            row = health(self, *self.held, self.reference)
+            if self.watched: self.samples_log += self.sample_watched()
+        means = {name: total / count for name, (total, count) in self.since.items()}
+        row = self.trainer.strategy.broadcast({"step": self.clock.step, "phase": self.clock.phase, **means, **row})
+        row["sick"] = diagnose(row, self.play_start, self.config)
+        self.rows.append(row)
+        self.since = {}
+        monitor = {"pretrain_g": "nll", "pretrain_d": "auc_match"}.get(self.clock.phase, self.config.monitor)
+        value = row["step"] if monitor == "healthy" else -row["nll"] if monitor == "nll" else row[monitor]
+        self.best.offer(float("nan") if row["sick"] else value, self.copy_players)
+
+    def copy_players(self) -> dict[str, Tensor]:
+        "The weights that this phase trains."
+        return {k: v.detach().clone() for k, v in self.state_dict().items() if k.split(".")[0] in self.players(self.clock.phase)}
+
+    def begin(self) -> None:
+        "A phase starts: forget the last phase's best; play starts from a reference that stays."
+        self.best = Best()
+        if self.clock.phase == "play":
+            self.freeze_reference()
+            self.check()
+            self.play_start = self.rows[-1]
+
+    def end(self) -> None:
+        "A phase ends: go back to its best state and on to the next phase."
+        if self.best.weights: self.load_state_dict(self.best.weights, strict=False)
+        self.best.weights = {}
+        self.clock.next_phase()
+        if self.clock.done: self.trainer.should_stop = True
+
+# %% ../nbs/08_adversarial.ipynb #1c199882
+class GenreGAN(GameWatch):
+    "Trains the players in three phases under manual optimization; every step's noise is a function of (seed, rank, step)."
+
+    automatic_optimization = False
+
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        "One optimizer for G (its encoder and generator), one for D."
+        "One optimizer for G (its encoder and generator), one for D (its encoder and discriminator)."
         make = getattr(torch.optim, self.config.optimizer)
         return [make([p for m in self.players(phase).values() for p in m.parameters() if p.requires_grad], lr=lr, **self.config.optimizer_options)
                 for phase, lr in (("pretrain_g", self.config.lr_g), ("pretrain_d", self.config.lr_d))]
@@ -953,7 +1079,7 @@ class GenreGAN(Game):
         if not self.rows: self.check()
 
     def training_step(self, batch: TripleBatch, batch_idx: int) -> None:
-        "One step of the phase: D first, then G."
+        "One step of the phase: G writes, D learns, G learns."
         config, phase = self.config, self.clock.phase
         if self.clock.phase_step == 0: self.begin()
         with seeded(config.seed, 1, self.global_rank, self.clock.step, device=self.device):
@@ -991,76 +1117,10 @@ class GenreGAN(Game):
         norm = nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], self.config.clip)
         self.note({"grad_g" if optimizer is self.optimizers()[0].optimizer else "grad_d": norm.detach()})
 
-    def note(self, report: dict[str, Tensor]) -> None:
-        "Add to the means that the next health check reports."
-        for name, value in report.items():
-            total, count = self.since.get(name, (0.0, 0))
-            self.since[name] = (total + float(value), count + 1)
-
-    def begin(self) -> None:
-        "A phase starts: forget the last phase's best; play starts from a reference that stays."
-        self.best = Best()
-        if self.clock.phase == "play":
-            self.reference = tuple(copy.deepcopy(m).requires_grad_(False).eval() for m in (self.encoder_g, self.generator))
-            self.check()
-            self.play_start = self.rows[-1]
-
-    def check(self) -> None:
-        "A health check: a row of `history`, texts for the watched interests, an offer to `best`."
-        with seeded(self.config.seed, 2, self.clock.step, device=self.device):
-            row = health(self, *self.held, self.reference)
-            if self.watched: self.samples_log += self.sample_watched()
-        means = {name: total / count for name, (total, count) in self.since.items()}
-        row = self.trainer.strategy.broadcast({"step": self.clock.step, "phase": self.clock.phase, **means, **row})
-        row["sick"] = diagnose(row, self.play_start, self.config)
-        self.rows.append(row)
-        self.since = {}
-        monitor = {"pretrain_g": "nll", "pretrain_d": "auc_match"}.get(self.clock.phase, self.config.monitor)
-        value = row["step"] if monitor == "healthy" else -row["nll"] if monitor == "nll" else row[monitor]
-        if row["sick"]: value = float("nan")
-        self.best.offer(value, lambda: {k: v.detach().clone() for k, v in self.state_dict().items() if k.split(".")[0] in self.players(self.clock.phase)})
-
-    def sample_watched(self) -> list[dict]:
-        "One text per watched interest, with D's opinion of it."
-        interests, cond, decode = self.watched
-        ids = self.generate(cond, temperature=0.7)[:, 0]
-        scores = self.judge(cond, ids).tolist()
-        return [{"step": self.clock.step, "phase": self.clock.phase, "interest": i, "text": t, "score": s}
-                for i, t, s in zip(interests, decode(ids.cpu()), scores)]
-
-    def end(self) -> None:
-        "A phase ends: go back to its best state and on to the next phase."
-        if self.best.weights: self.load_state_dict(self.best.weights, strict=False)
-        self.best.weights = {}
-        self.clock.next_phase()
-        if self.clock.done: self.trainer.should_stop = True
-
     def validation_step(self, batch: tuple[TripleBatch, Tensor], batch_idx: int) -> None:
         "The same health check, for `trainer.validate`."
         with seeded(self.config.seed, 2, self.clock.step, device=self.device):
             self.log_dict(health(self, *batch, self.reference), batch_size=len(batch[1]))
-
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
-        "Tensors, numbers and strings only: the file loads with `weights_only=True`."
-        checkpoint["genre_gan"] = {
-            "config": self.config.model_dump_json(), "vocab_size": self.vocab_size, "clock": self.clock.state(),
-            "best": self.best.state(), "rows": self.rows, "samples": self.samples_log, "since": self.since,
-            "play_start": self.play_start, "reference": None if self.reference is None else [m.state_dict() for m in self.reference]}
-
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
-        "Counters, best state and reference; Lightning brings back weights and optimizers."
-        saved = checkpoint["genre_gan"]
-        then, now = json.loads(saved["config"]), json.loads(self.config.model_dump_json())
-        if changed := [name for name in now if now[name] != then.get(name)]:
-            raise ValueError(f"the checkpoint was made with another configuration ({', '.join(changed)} differ): "
-                             f"use that one, or another checkpoint folder")
-        self.clock.load(saved["clock"])
-        self.best.load(saved["best"])
-        self.rows, self.samples_log, self.since = saved["rows"], saved["samples"], saved["since"]
-        self.play_start = saved["play_start"]
-        if saved["reference"] is not None:
-            self.reference = tuple(copy.deepcopy(m).requires_grad_(False).eval() for m in (self.encoder_g, self.generator))
-            for module, state in zip(self.reference, saved["reference"]): module.load_state_dict(state)
 
 # %% ../nbs/08_adversarial.ipynb #b248a274
 def choose_precision(
@@ -1204,7 +1264,7 @@ def train_gan(
         raise KeyboardInterrupt(f"stopped at step {gan.clock.step}; call again with checkpoint_dir={str(checkpoint_dir)!r} to go on")
     return gan.cpu().eval()
 
-# %% ../nbs/08_adversarial.ipynb #5986208a
+# %% ../nbs/08_adversarial.ipynb #f56e6203
 def plot_training(
     history: pd.DataFrame,   # `GenreGAN.history`
 ):                           # matplotlib Figure
@@ -1216,10 +1276,12 @@ def plot_training(
               (("auc_match", "matching over mismatched", "C2", "-"), ("auc_real", "real over generated", "C1", "--")),
               (("nll", "nats per token, held-out", "C1", "-"), ("distinct_2", "distinct-2", "C3", "--"), ("kl", "KL to pretrained G", "C4", ":")))
     titles = "losses", "D's accuracy on what it never saw", "D's AUC on held-out triples", "G's language"
+    judged = history[history["phase"] != "pretrain_g"] if "loss_d" in history else history   # D has learned something
     for ax, lines, title in zip(axes.flat, panels, titles):
         for column, label, color, style in lines:
             if column not in history: continue
-            shown = history[history[column].notna()]
+            shown = judged if column.startswith(("d_", "auc_")) else history
+            shown = shown[shown[column].notna()]
             ax.plot(shown["step"], shown[column], style, color=color, marker=".", label=label)
         for phase, part in history.groupby("phase", sort=False):
             ax.axvline(part["step"].max(), color="0.8", lw=1, zorder=0)
@@ -1233,37 +1295,20 @@ def plot_training(
     for ax in axes[1]: ax.set_xlabel("step")
     return fig
 
-# %% ../nbs/08_adversarial.ipynb #2e1e7abe
-def gradient_norms(
-    loss: Tensor,            # () differentiable
-    modules: dict[str, nn.Module],   # name → module
-) -> dict[str, float]:       # name → norm of the loss's gradient; exactly 0 where no path leads
-    "How strongly a loss pulls at each module, without changing any `.grad`."
-    parameters = {name: [p for p in m.parameters() if p.requires_grad] for name, m in modules.items()}
-    if not loss.requires_grad: return {name: 0.0 for name in modules}
-    grads = torch.autograd.grad(loss, [p for ps in parameters.values() for p in ps], allow_unused=True, retain_graph=True)
-    grads, norms = iter(grads), {}
-    for name, ps in parameters.items():
-        some = [g for g in (next(grads) for _ in ps) if g is not None]
-        norms[name] = float(torch.stack([g.float().square().sum() for g in some]).sum().sqrt()) if some else 0.0
-    return norms
+# %% ../nbs/08_adversarial.ipynb #89f7fbec
+class LiveFigure(pl.Callback):
+    "Redraws `plot_training` in the notebook at every health check: `trainer=dict(callbacks=[LiveFigure()])`."
 
+    def __init__(self): self.seen, self.handle = 0, None
 
-def gradient_flow(
-    gan: Game,             # both players
-    batch: TripleBatch,    # B triples
-) -> pd.DataFrame:         # rows: losses; columns: modules; values: gradient norms
-    "Which loss pulls at which part? L_d must reach D, L_g must reach G, and with `adversarial=False` L_g must not exist."
-    batch, rows = batch_to(batch, gan.device), {}
-    with seeded(gan.config.seed, 9, device=gan.device):
-        modules = {name: getattr(gan, name) for name in gan.parts}
-        fake = gan.write(batch.cond, grad=True) if gan.config.adversarial else None
-        rows["L_d"] = gradient_norms(gan.d_loss(batch, fake)[0], modules)
-        u = gan.encoder_g(batch.cond)
-        adversarial = gan.adversarial_g_loss(batch, fake, u)[0] if fake else torch.zeros(())
-        rows["L_g (adversarial)"] = gradient_norms(adversarial, modules)
-        rows["likelihood"] = gradient_norms(gan.likelihood_g_loss(batch, u), modules)
-    return pd.DataFrame(rows).T
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: GenreGAN, *_) -> None:
+        if not trainer.is_global_zero or len(pl_module.rows) == self.seen: return
+        import matplotlib.pyplot as plt
+        from IPython.display import display
+        self.seen, figure = len(pl_module.rows), plot_training(pl_module.history)
+        if self.handle is None: self.handle = display(figure, display_id=True)
+        else: self.handle.update(figure)
+        plt.close(figure)
 
 # %% ../nbs/08_adversarial.ipynb #c3524729
 @torch.no_grad()
