@@ -76,7 +76,7 @@ def show(
         return
     pretty = Table(title=title or None, title_justify="left", header_style="bold")
     for column in table.columns: pretty.add_column(str(column), overflow="fold")
-    for row in table.itertuples(index=False): pretty.add_row(*(html.unescape(str(value)) for value in row))
+    for row in table.itertuples(index=False): pretty.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row))
     out.print(pretty)
 
 # %% ../nbs/14_cli.ipynb #833df55d
@@ -126,9 +126,9 @@ def read_data(folder: Path, positive_rating: float, say: Callable[[str], None]):
 
 
 def default_threads() -> None:
-    "As many threads as there are cores; small models gain nothing from more than four."
+    "One thread, unless OMP_NUM_THREADS says otherwise: the networks are small, the same seed gives the same result on any machine, and a busy machine is not brought to a halt."
     import torch
-    if "OMP_NUM_THREADS" not in os.environ: torch.set_num_threads(min(4, os.cpu_count() or 1))
+    if "OMP_NUM_THREADS" not in os.environ: torch.set_num_threads(1)
 
 # %% ../nbs/14_cli.ipynb #a2cdb391
 @app.command()
