@@ -22,7 +22,7 @@ from rich.table import Table
 
 # %% auto #0
 __all__ = ['app', 'out', 'err', 'DataDir', 'ModelDir', 'ConfigFile', 'Seed', 'Profiles', 'PositiveRating', 'Interests', 'Users',
-           'AsJson', 'STYLE', 'Speaker', 'plain_errors', 'show', 'DomainName', 'LanguageName', 'who_asks',
+           'AsJson', 'FIGURES', 'STYLE', 'Speaker', 'plain_errors', 'show', 'DomainName', 'LanguageName', 'who_asks',
            'read_config', 'read_data', 'default_threads', 'fit', 'fit_folder', 'load_model', 'recommend', 'rerank',
            'generate', 'evaluate', 'write_report', 'print_report', 'percent', 'demo_config', 'demo', 'fit_world',
            'answers', 'side_by_side', 'report_page', 'frame', 'picture', 'main']
@@ -47,7 +47,7 @@ class Speaker:
     def health(self, row: dict) -> None:   # a health check of the game
         "One line per health check of training."
         phase = {"pretrain_g": "generator reads", "pretrain_d": "discriminator reads", "play": "they play"}[row["phase"]]
-        self(f"  {phase:<20} step {row['step']:>4}   nll {row['nll']:.2f}   AUC fits the user {row['auc_match']:.2f}   AUC real {row['auc_real']:.2f}"
+        self(f"  {phase:<20} step {row['step']:>4}   nll {row['nll']:.2f}  AUC user {row['auc_match']:.2f}  real {row['auc_real']:.2f}"
              + (f"   [yellow]{row['sick']}[/yellow]" if row.get("sick") else ""))
 
 
@@ -242,15 +242,14 @@ def evaluate(
         say(f"written: {out_dir / 'metrics.json'}")
 
 
-def write_report(report, folder: Path) -> dict:   # what metrics.json holds
+def write_report(report, folder: Path) -> None:
     "metrics.json and comparison.png."
+    import matplotlib
     folder.mkdir(parents=True, exist_ok=True)
-    metrics = report.to_dict()
     beside = folder / "metrics.json.writing"
-    beside.write_text(json.dumps(metrics, ensure_ascii=False, indent=1), encoding="utf-8")
+    beside.write_text(json.dumps(report.to_dict(), ensure_ascii=False, indent=1), encoding="utf-8")
     beside.replace(folder / "metrics.json")
-    report.plot().savefig(folder / "comparison.png", dpi=120, bbox_inches="tight")
-    return metrics
+    with matplotlib.rc_context(FIGURES): report.plot().savefig(folder / "comparison.png", dpi=120, bbox_inches="tight")
 
 
 def print_report(report) -> None:
@@ -293,9 +292,10 @@ def demo(
         show(texts[["description", "judge", "nearest_title"]], False, f"What the generator writes for {interest}")
         show(side_by_side(before, after), False, f"The list for {interest}, before and after re-ranking")
         report = recommender.evaluate(oracle=world.true_relevance, say=say)
-        metrics = write_report(report, out_dir)
+        write_report(report, out_dir)
         print_report(report)
-        (out_dir / "report.html").write_text(report_page(world, recommender, report, metrics, interest, texts, before, after), encoding="utf-8")
+        page = report_page(world, recommender, report, interest, texts, before, after)
+        (out_dir / "report.html").write_text(page, encoding="utf-8")
         say(f"open {out_dir / 'report.html'} in a browser")
 
 
@@ -328,12 +328,16 @@ def side_by_side(before, after):   # two lists → one DataFrame
     return pd.DataFrame({"rank": after["rank"], "before": before["title"].reindex(range(len(after))).fillna(""), "after": after["title"], "moved": moved})
 
 # %% ../nbs/14_cli.ipynb #004f20e4
+FIGURES = {   # colours as in the notebooks: blue real, orange generated, grey discriminator (Okabe & Ito)
+    "axes.prop_cycle": "cycler('color', ['0072B2', 'E69F00', '666666', '009E73', 'CC79A7', '56B4E9', 'D55E00'])",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "font.size": 9,
+    "figure.constrained_layout.use": True}
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}
 h1,h2{line-height:1.2}table{border-collapse:collapse;font-size:.86em;margin:1rem 0}td,th{padding:.3em .7em;border-bottom:1px solid #ddd;text-align:left}
 th{border-bottom:2px solid #999}.g{color:#a66a00}figure{margin:1rem 0;overflow-x:auto}figcaption,.note{color:#555;font-size:.9em}svg{max-width:100%;height:auto}"""
 
 
-def report_page(world, recommender, report, metrics: dict, interest: str, texts, before, after) -> str:   # HTML
+def report_page(world, recommender, report, interest: str, texts, before, after) -> str:   # HTML
     "Training curves, samples over time, lists before and after, metrics with intervals."
     import pandas as pd
     from genre_nb.adversarial import plot_training
@@ -345,8 +349,8 @@ def report_page(world, recommender, report, metrics: dict, interest: str, texts,
         ("What the generator writes", f"<p>Asked for <b>{html.escape(interest)}</b>. Generated text is never shown as fact: the last column is the real item that comes nearest.</p>" + frame(texts.drop(columns=["asked", "nearest_id"]))),
         ("Before and after", frame(side_by_side(before, after)) + "<p class=note>Left the first stage's order, right the order after re-ranking; a plus says how many places an item rose.</p>"),
         ("Metrics", f"<p>nDCG@10 of <b>genre</b>, relative, paired by user, 95 % interval:</p><ul>{lifts}</ul>" + frame(report.table().reset_index())
-         + picture(report.plot(), "Every system on the test split; bars are 95 % intervals over users. The oracle knows the simulated users' true taste.")),
-        ("Training", picture(plot_training(recommender.trained.gan.history), "The three phases: the generator reads, the discriminator reads, they play.")),
+         + picture(report.plot, "Every system on the test split; bars are 95 % intervals over users. The oracle knows the simulated users' true taste.")),
+        ("Training", picture(lambda: plot_training(recommender.trained.gan.history), "The three phases: the generator reads, the discriminator reads, they play.")),
         (f"Samples for {interest} over time", frame(last) + "<p class=note>score: the discriminator's raw score, above 0 for real and fitting.</p>"),
         ("Settings", f"<pre>{html.escape(json.dumps({'weights': report.weights, 'seconds': {k: round(v, 1) for k, v in report.seconds.items()}}, indent=1, ensure_ascii=False))}</pre>")]
     body = "".join(f"<h2>{html.escape(title)}</h2>{text}" for title, text in sections)
@@ -359,11 +363,12 @@ def frame(table) -> str:   # DataFrame → HTML
     return table.to_html(index=False, border=0, escape=True)
 
 
-def picture(figure, caption: str) -> str:   # matplotlib Figure → HTML
+def picture(draw: Callable, caption: str) -> str:   # a function that makes a matplotlib Figure → HTML
     "A figure as inline SVG, with its caption as text."
     import io
+    import matplotlib
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
+    with matplotlib.rc_context(FIGURES): draw().savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
     svg = buffer.getvalue()
     return f"<figure role=img aria-label='{html.escape(caption, quote=True)}'>{svg[svg.index('<svg'):]}<figcaption>{html.escape(caption)}</figcaption></figure>"
 

@@ -44,6 +44,15 @@ def test_readme_is_the_index(tmp_path):
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == (ROOT / "README.md").read_text(encoding="utf-8"), "run `make readme`"
 
 
+def test_readme_shows_the_saved_results():
+    demo = json.loads((ROOT / "nbs" / "results" / "demo.json").read_text(encoding="utf-8"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in ("popularity", "ease", demo["best_baseline"], "genre", "genre_gan_off", "genre_features_only", "oracle"):
+        value = demo["systems"][name]["ndcg@10"]
+        assert f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]" in readme, f"{name}: run `make nbs ARGS=nbs/index.ipynb` and `make readme`"
+    for lift in ("lift_vs_best_baseline", "lift_vs_gan_off", "lift_vs_features_only"): assert f"{demo[lift]['ndcg@10']['mean']:+.1%}" in readme
+
+
 def numbers():
     "module → number of its notebook"
     return {nb.stem[3:]: int(nb.stem[:2]) for nb in (ROOT / "nbs").glob("[01][0-9]_*.ipynb")}
