@@ -1,7 +1,16 @@
 """Guards of `genre_nb.datasets`: views against brute force, splits, round trips, and the promised messages."""
+import dataclasses
 import gzip
+import json
 import os
+import subprocess
+import sys
+import threading
 import time
+import tracemalloc
+import zipfile
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +19,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genre_nb.datasets import SPLITS, DataError, RecDataset, Requests
+from genre_nb.datasets import (PUBLIC, SPLITS, DataError, RecDataset, Requests, fetch_public, k_core, load_amazon, load_goodbooks,
+                               load_mind, load_movielens, load_public, public_sets)
 
 ITEMS = "item_id,title,category,description\n1,运动鞋,鞋靴,轻\n2,cup,,hot\n3,,,\n"
 USERS = "user_id,profile,age\n10,likes 运动鞋,30\n11,,40\n12,,50\n"
@@ -345,3 +355,394 @@ def test_real_folders_load_unchanged(name):
     for column in raw: assert (data.interactions[column].astype(raw[column].dtype) == raw[column]).all()
     cold = data.split_item_cold()
     assert abs((cold.item_part == "test").mean() - 0.2) < 0.02 and cold.splits == SPLITS
+
+
+# Public data: the download path against a local file server, the loaders on authored files in the real layouts.
+
+class Server:
+    "A file server on this machine that can break off, forget ranges, change its files or refuse."
+
+    def __init__(self):
+        self.files, self.asked, self.cut, self.ranges, self.tag, self.headers = {}, [], None, True, '"v1"', {}
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                body, have = outer.files.get(self.path), 0
+                outer.asked.append((self.path, self.headers.get("Range")))
+                if body is None: return self.send_error(404)
+                asked = self.headers.get("Range") if outer.ranges and self.headers.get("If-Range") == outer.tag else None
+                if asked: have = int(asked[len("bytes="):-1])
+                if asked and have >= len(body): return self.send_error(416)
+                self.send_response(206 if asked else 200)
+                self.send_header("Content-Length", str(len(body) - have))
+                if outer.tag: self.send_header("ETag", outer.tag)
+                for name, value in outer.headers.items(): self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body[have:] if outer.cut is None else body[have:outer.cut])
+
+            def log_message(self, *_): pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.http.server_port}/data"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "*")
+    server = Server()
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+
+
+BODY = np.random.default_rng(0).bytes(300_000)
+CLOSED = "http://127.0.0.1:9"   # nobody listens there
+
+
+def fetch(server, cache, name="goodbooks-10k", file="goodbooks-10k.zip", **options):
+    return fetch_public(name, file, cache=cache, mirror=server if isinstance(server, str) else server.address, progress=False, **options)
+
+
+@pytest.fixture
+def known(monkeypatch):
+    "Goodbooks with the checksum of BODY."
+    import hashlib
+    url = PUBLIC["goodbooks-10k"].files["goodbooks-10k.zip"][0]
+    monkeypatch.setitem(PUBLIC, "goodbooks-10k", dataclasses.replace(
+        PUBLIC["goodbooks-10k"], files={"goodbooks-10k.zip": (url, "sha256:" + hashlib.sha256(BODY).hexdigest())}))
+
+
+def left(cache):
+    return sorted(p.name for p in (cache / "goodbooks-10k").iterdir())
+
+
+def test_a_file_is_fetched_once_and_its_terms_are_shown_once(server, known, tmp_path, capsys):
+    server.files["/data/goodbooks-10k.zip"] = BODY
+    path = fetch(server, tmp_path)
+    assert path == tmp_path / "goodbooks-10k" / "goodbooks-10k.zip" and path.read_bytes() == BODY
+    out = capsys.readouterr().out
+    assert out.count("CC BY-SA 4.0") == 1 and PUBLIC["goodbooks-10k"].home in out
+    assert fetch(server, tmp_path) == path and len(server.asked) == 1 and capsys.readouterr().out == ""
+    assert left(tmp_path) == ["LICENCE.txt", "goodbooks-10k.zip"] and "CC BY-SA" in (path.parent / "LICENCE.txt").read_text()
+
+
+def test_another_checksum_leaves_no_file(server, known, tmp_path):
+    server.files["/data/goodbooks-10k.zip"] = BODY[::-1]
+    with pytest.raises(DataError, match="another checksum") as error: fetch(server, tmp_path)
+    assert all(part in str(error.value) for part in ("goodbooks-10k.zip", server.address, "sha256:", "checksum=False"))
+    assert left(tmp_path) == ["LICENCE.txt"]
+    assert fetch(server, tmp_path, checksum=False).read_bytes() == BODY[::-1]
+    server.files["/data/goodbooks-10k.zip"] = BODY                              # a wrong file that is there is replaced
+    assert fetch(server, tmp_path).read_bytes() == BODY
+
+
+def test_an_interrupted_download_goes_on(server, known, tmp_path):
+    server.files["/data/goodbooks-10k.zip"], server.cut = BODY, 200_000
+    with pytest.raises(DataError, match="broke off; what has arrived is kept") as error: fetch(server, tmp_path)
+    assert "goodbooks-10k.zip" in str(error.value) and server.address in str(error.value)
+    assert "goodbooks-10k.zip" not in left(tmp_path)                           # never half-written
+    have = (tmp_path / "goodbooks-10k" / "goodbooks-10k.zip.part").stat().st_size
+    assert 100_000 < have <= 200_000
+    server.cut = None
+    assert fetch(server, tmp_path).read_bytes() == BODY
+    assert server.asked[-1][1] == f"bytes={have}-" and left(tmp_path) == ["LICENCE.txt", "goodbooks-10k.zip"]
+
+
+@pytest.mark.parametrize("change", ["file", "no ranges", "no tag", "weak tag", "longer part"])
+def test_a_rest_that_does_not_fit_is_not_glued_on(server, known, tmp_path, change):
+    server.files["/data/goodbooks-10k.zip"], server.cut = BODY[::-1] if change == "file" else BODY, 200_000
+    if change == "no tag": server.tag = ""
+    if change == "weak tag": server.tag = 'W/"v1"'
+    with pytest.raises(DataError): fetch(server, tmp_path)
+    server.cut = None
+    if change == "file": server.files["/data/goodbooks-10k.zip"], server.tag = BODY, '"v2"'
+    if change == "no ranges": server.ranges = False
+    part = tmp_path / "goodbooks-10k" / "goodbooks-10k.zip.part"
+    if change == "longer part": part.write_bytes(BODY + b"more")
+    assert fetch(server, tmp_path).read_bytes() == BODY
+    assert (server.asked[1][1] is None) == ("tag" in change)
+
+
+def test_bytes_are_stored_as_they_are(server, tmp_path):
+    server.files["/data/goodbooks-10k.zip"] = packed = gzip.compress(b"text")
+    server.headers = {"Content-Encoding": "gzip"}                                # some hosts call a .gz file an encoding
+    assert fetch(server, tmp_path).read_bytes() == packed
+
+
+def test_no_network_says_what_to_do_by_hand(known, tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "*")
+    with pytest.raises(DataError) as error: fetch(CLOSED, tmp_path)
+    path = tmp_path / "goodbooks-10k" / "goodbooks-10k.zip"
+    for part in ("no connection to 127.0.0.1", f"download {CLOSED}/goodbooks-10k.zip by hand", f"put it at {path}", "mirror=", "GENRE_CACHE"):
+        assert part in str(error.value)
+    path.write_bytes(b"another file")
+    with pytest.raises(DataError, match="is there with another checksum, and cannot be downloaded"): fetch(CLOSED, tmp_path)
+    path.write_bytes(BODY)
+    assert fetch(CLOSED, tmp_path) == path                                       # put there by hand: no network needed
+
+
+def test_an_address_that_has_gone(server, tmp_path):
+    with pytest.raises(DataError, match="the server answered 404") as error: fetch(server, tmp_path)
+    assert f"{server.address}/goodbooks-10k.zip" in str(error.value) and left(tmp_path) == ["LICENCE.txt"]
+
+
+def test_where_the_files_lie(server, tmp_path, monkeypatch):
+    server.files["/data/goodbooks-10k.zip"] = BODY
+    monkeypatch.setenv("GENRE_CACHE", str(tmp_path / "env"))
+    assert fetch(server, None).parent == tmp_path / "env" / "goodbooks-10k"
+    assert fetch(server, tmp_path / "option").parent == tmp_path / "option" / "goodbooks-10k"
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(DataError, match="cannot be stored") as error: fetch(server, tmp_path / "file")
+    assert "cache= or GENRE_CACHE" in str(error.value)
+
+
+def test_public_sets_are_described():
+    table = public_sets()
+    assert set(table.index) == {"movielens-100k", "movielens-1m", "movielens-latest-small", "mind-demo", "mind-small",
+                                "amazon-reviews-2023", "goodbooks-10k"}
+    for public in PUBLIC.values():
+        for file, (url, known) in public.files.items():
+            assert url.startswith("https://") and url.endswith("/" + file)
+            assert known is None or len(known) == {"md5": 36, "sha256": 71}[known.partition(":")[0]]
+
+
+def test_importing_datasets_asks_for_no_network_library():
+    code = "import sys, genre_nb.datasets; print([m for m in ('pooch', 'requests', 'urllib3', 'tqdm') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def pack(cache, name, file, members, encoding="utf-8"):
+    (cache / name).mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(cache / name / file, "w") as archive:
+        for member, text in members.items(): archive.writestr(member, text.encode(encoding))
+    return cache / name / file
+
+
+def here(cache, **options):
+    "Options that read authored files from `cache` and never reach for the network."
+    return {"cache": cache, "mirror": CLOSED, "checksum": False, "progress": False} | options
+
+
+ML100K = {"ml-100k/u.data": "7\t1\t5\t881250949\n7\t2\t3\t891717742\n9\t2\t4\t878887116\n9\t3\t4\t880606923\n",
+          "ml-100k/u.item": "1|Café Noir (1995)|01-Jan-1995||http://x|0|1|0\n2|Say \"Hi\" (1996)|01-Jan-1996||http://x|0|1|1\n3|unknown||||1|0|0\n",
+          "ml-100k/u.genre": "unknown|0\nDrama|1\nWar|2\n\n", "ml-100k/u.user": "7|24|M|technician|85711\n8|53|F|other|94043\n9|23|M|writer|32067\n",
+          "ml-100k/u1.base": "7\t1\t5\t881250949\n9\t2\t4\t878887116\n9\t3\t4\t880606923\n", "ml-100k/u1.test": "7\t2\t3\t891717742\n"}
+
+
+def test_movielens_100k(tmp_path):
+    pack(tmp_path, "movielens-100k", "ml-100k.zip", ML100K, "latin-1")
+    data = load_movielens("100k", **here(tmp_path))
+    assert data.items["text"].tolist() == ["Café Noir (1995) · Drama", 'Say "Hi" (1996) · Drama, War', "unknown"]
+    assert data.items["year"].tolist()[:2] == [1995, 1996] and data.items["year"].isna().tolist() == [False, False, True]
+    assert data.users["user_id"].tolist() == [7, 8, 9] and data.users["occupation"].tolist() == ["technician", "other", "writer"]
+    assert data.matrix().toarray().tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 1]] and data.splits == ()
+    assert data.interactions["timestamp"].tolist() == [881250949, 891717742, 878887116, 880606923]
+    assert load_movielens("100k", positive_rating=3, **here(tmp_path)).matrix().nnz == 4
+    fold = load_movielens("100k", fold="u1", **here(tmp_path))
+    assert fold.splits == ("train", "test") and len(fold.interactions) == 4 and fold.rows("test").sum() == 1
+    with pytest.raises(ValueError, match="u1, u2"): load_movielens("100k", fold="u9", **here(tmp_path))
+    with pytest.raises(ValueError, match="only '100k'"): load_movielens("1m", fold="u1", **here(tmp_path))
+    with pytest.raises(ValueError, match="latest-small"): load_movielens("25m", **here(tmp_path))
+
+
+def test_movielens_1m_and_latest_small(tmp_path):
+    pack(tmp_path, "movielens-1m", "ml-1m.zip", {"ml-1m/movies.dat": "5::Élan: A Film (1988)::Action|Drama\n6::None (1990)::Comedy\n",
+         "ml-1m/users.dat": "1::F::1::10::48067\n", "ml-1m/ratings.dat": "1::5::5::978300760\n1::6::2::978302109\n"}, "latin-1")
+    data = load_movielens("1m", **here(tmp_path))
+    assert data.items["text"].tolist() == ["Élan: A Film (1988) · Action, Drama", "None (1990) · Comedy"] and data.negatives().nnz == 1
+    assert data.users["zip_code"].astype(str).tolist() == ["48067"]
+    pack(tmp_path, "movielens-latest-small", "ml-latest-small.zip", {
+        "ml-latest-small/movies.csv": 'movieId,title,genres\n1,"Sea, The (2001)",Drama|War\n4,零 (2010),(no genres listed)\n',
+        "ml-latest-small/ratings.csv": "userId,movieId,rating,timestamp\n1,1,4.5,964982703\n2,4,3.5,964981247\n2,1,4.0,964982224\n"})
+    data = load_public("movielens-latest-small", **here(tmp_path))
+    assert data.items["text"].tolist() == ["Sea, The (2001) · Drama, War", "零 (2010)"] and data.matrix().toarray().tolist() == [[1, 0], [1, 0]]
+
+
+def test_broken_archives_are_named(tmp_path):
+    file = pack(tmp_path, "movielens-100k", "ml-100k.zip", {k: v for k, v in ML100K.items() if "u.item" not in k}, "latin-1")
+    with pytest.raises(DataError, match="ml-100k.zip: the archive holds no file u.item") as error: load_movielens("100k", **here(tmp_path))
+    assert f"delete {file}" in str(error.value)
+    file.write_bytes(file.read_bytes()[:300])
+    with pytest.raises(DataError, match="ml-100k.zip: this is no complete zip archive"): load_movielens("100k", **here(tmp_path))
+    pack(tmp_path, "movielens-100k", "ml-100k.zip", ML100K | {"ml-100k/u.user": ""}, "latin-1")
+    with pytest.raises(DataError, match="ml-100k.zip/u.user"): load_movielens("100k", **here(tmp_path))
+
+
+NEWS = "".join(f"N{i}\t{topic}\tsub\t{title}\t{about}\thttps://x\t[]\t[]\n" for i, topic, title, about in
+               [(1, "sports", 'A "quoted" title', "one"), (2, "food", "Soup", ""), (3, "travel", "Trains", "three"), (4, "travel", "NA", "four")])
+TRAIN = ("1\tU1\t11/13/2019 8:36:57 AM\tN4\tN1-0 N2-1\n2\tU2\t11/14/2019 11:59:59 PM\t\tN3-1 N1-0 N2-0\n"
+         "3\tU1\t11/14/2019 12:00:01 AM\tN4\tN1-0 N3-0\n")
+DEV = "1\tU2\t11/15/2019 12:30:00 PM\tN3 N4 N4\tN1-1 N2-0\n"
+
+
+def mind(cache, train=TRAIN, dev=DEV, folder=""):
+    for part, log in (("train", train), ("dev", dev)):
+        pack(cache, "mind-demo", f"MINDdemo_{part}.zip", {f"{folder}behaviors.tsv": log, f"{folder}news.tsv": NEWS})
+    return cache
+
+
+def test_mind_rows_are_what_was_shown(tmp_path):
+    data = load_mind("demo", **here(mind(tmp_path, folder="MINDdemo/")))
+    rows = data.interactions[["user_id", "item_id", "timestamp", "shown", "position", "split"]]
+    assert data.items["text"].tolist() == ['A "quoted" title · sports, sub · one', "Soup · food, sub", "Trains · travel, sub · three", "NA · travel, sub · four"]
+    day = 1573603200                                                       # 2019-11-13 00:00 UTC
+    first = day + 8 * 3600 + 36 * 60 + 57
+    past, log = rows[rows["position"].isna()], rows[rows["position"].notna()]
+    assert [tuple(r) for r in past[["user_id", "item_id", "timestamp"]].to_numpy()] == [("U1", "N4", first - 1), ("U2", "N4", first - 2)]   # N3 is told by the log
+    assert (past["split"] == "train").all() and not past["shown"].any()
+    assert list(zip(log["item_id"], log["shown"].astype(int), log["position"].astype(int))) == [
+        ("N1", 1, 0), ("N2", 0, 1), ("N3", 0, 0), ("N1", 1, 1), ("N2", 1, 2), ("N1", 1, 0), ("N3", 1, 1), ("N1", 0, 0), ("N2", 1, 1)]
+    assert log["timestamp"].drop_duplicates().tolist() == [first, day + 2 * 86400 - 1, day + 86400 + 1, day + 2 * 86400 + 45000]
+    assert log["split"].astype(str).tolist() == ["train"] * 2 + ["valid"] * 5 + ["test"] * 2
+    assert data.negatives()[0, 0] == 1 and data.sequences(max_length=2)[0].tolist() == [3, 1]
+
+
+def test_mind_options(tmp_path):
+    mind(tmp_path)
+    rows = load_mind("demo", history=False, valid_days=0, **here(tmp_path)).interactions
+    assert len(rows) == 9 and set(rows["split"]) == {"train", "test"}
+    clicks = load_mind("demo", history=False, max_shown=0, **here(tmp_path)).interactions
+    assert len(clicks) == 3 and not clicks["shown"].any()
+    draws = [load_mind("demo", history=False, max_shown=1, seed=s, **here(tmp_path)).interactions for s in (0, 0, 1, 2, 3, 4, 5)]
+    assert all(len(d) == 7 and (d["shown"].sum(), (~d["shown"]).sum()) == (4, 3) for d in draws)
+    pd.testing.assert_frame_equal(draws[0], draws[1])
+    assert len({tuple(d["item_id"]) for d in draws}) > 1
+    with pytest.raises(ValueError, match="'demo' or 'small'"): load_mind("large")
+
+
+@pytest.mark.parametrize("line", ["2\tU2\t11/14/2019 9:05:58 AM\tN1\tN3", "2\tU2\t11/14/2019 9:05:58 AM\tN1\tN3-2", "2\tU2\tN3-1"])
+def test_mind_faults_name_the_line(tmp_path, line):
+    mind(tmp_path, train=TRAIN.splitlines()[0] + "\n" + line + "\n")
+    with pytest.raises(DataError, match=r"MINDdemo_train.zip/behaviors.tsv, line 2: this is not"): load_mind("demo", **here(tmp_path))
+
+
+def brute_core(user, item, k):
+    rows = list(range(len(user)))
+    while True:
+        u, i = Counter(user[r] for r in rows), Counter(item[r] for r in rows)
+        kept = [r for r in rows if u[user[r]] >= k and i[item[r]] >= k]
+        if kept == rows: return [r in set(rows) for r in range(len(user))]
+        rows = kept
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 5)), max_size=40), st.integers(1, 4))
+def test_k_core_is_the_largest_such_set(pairs, k):
+    user, item = (np.array([p[c] for p in pairs], dtype=int) for c in (0, 1))
+    assert k_core(user, item, k).tolist() == brute_core(user.tolist(), item.tolist(), k)
+
+
+def amazon(cache, reviews, products, category="Video_Games"):
+    folder = cache / "amazon-reviews-2023"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, lines in ((category, reviews), (f"meta_{category}", products)):
+        (folder / f"{name}.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode()))
+    return folder
+
+
+def review(user, item, rating=5.0, time=1_600_000_000_000, text="fine"):
+    return {"rating": rating, "title": "t", "text": text, "images": [], "asin": item + "x", "parent_asin": item, "user_id": user,
+            "timestamp": time, "helpful_vote": 0, "verified_purchase": True}
+
+
+def product(item, **fields):
+    return {"main_category": "Video Games", "title": f"Game {item}", "features": [], "description": [], "price": None, "store": "s",
+            "categories": [], "details": {}, "parent_asin": item} | fields
+
+
+def random_reviews(n=400, users=40, items=25, seed=0):
+    rng = np.random.default_rng(seed)
+    return [review(f"U{rng.zipf(1.5) % users}", f"P{rng.integers(items)}", float(rng.integers(1, 6)), 1_600_000_000_000 + 1_000_500 * n) for n in range(n)]
+
+
+def test_amazon_streams_what_a_reader_would_do_in_memory(tmp_path):
+    reviews = random_reviews()
+    amazon(tmp_path, reviews, [product(f"P{i}") for i in range(40)])
+    for k in (1, 3, 6):
+        data = load_amazon("Video Games", k_core=k, **here(tmp_path))
+        core = brute_core([r["user_id"] for r in reviews], [r["parent_asin"] for r in reviews], k)
+        want = [(r["user_id"], r["parent_asin"], r["rating"], r["timestamp"] // 1000) for r, keep in zip(reviews, core) if keep]
+        rows = data.interactions[["user_id", "item_id", "rating", "timestamp"]]
+        assert 0 < len(want) and [tuple(r) for r in rows.to_numpy().tolist()] == [tuple(w) for w in want]
+        assert set(data.items["item_id"]) == {w[1] for w in want} and data.n_users == len({w[0] for w in want})
+
+
+def test_amazon_text_and_oddities(tmp_path):
+    texts = [product("A", categories=["Games", "Chess"], features=["Wooden.", "Old."], description=["Two players sit down."]),
+             product("B", title=None, features=None, description=None), product("unused")]
+    reviews = [review("u", "A"), review("u", "A"), review("u", "B", 2.0), review("u", "C", time=1_600_000_000_999), review("v", "A", 4.0)]
+    amazon(tmp_path, reviews, texts)
+    data = load_public("amazon-reviews-2023", category="Video_Games", k_core=1, max_characters=20, **here(tmp_path))
+    assert data.items[["item_id", "text"]].to_numpy().tolist() == [["A", "Game A · Games, Chess · Wooden. Old. Two"], ["B", "Video Games"], ["C", ""]]
+    assert data.n_duplicates == 1 and data.matrix().toarray().tolist() == [[1, 0, 1], [1, 0, 0]]
+    with pytest.raises(DataError, match="Video_Games.jsonl.gz: no review is left with k_core=9"): load_amazon("Video_Games", k_core=9, **here(tmp_path))
+    with pytest.raises(ValueError, match="Video_Games"): load_amazon("Video_Game", **here(tmp_path))
+    with pytest.raises(ValueError, match="user_share"): load_amazon("Video_Games", user_share=0, **here(tmp_path))
+
+
+def test_amazon_takes_part_of_the_users_whole(tmp_path):
+    reviews = random_reviews(2000, users=300)
+    amazon(tmp_path, reviews, [product(f"P{i}") for i in range(25)])
+    full = Counter(r["user_id"] for r in reviews)
+    draws = [load_amazon("Video_Games", k_core=1, user_share=0.3, seed=s, **here(tmp_path)) for s in (0, 0, 1)]
+    for data in draws:
+        part = data.interactions["user_id"].value_counts()
+        assert all(full[u] == n for u, n in part.items()) and 0.1 < len(part) / len(full) < 0.5
+    assert set(draws[0].users["user_id"]) == set(draws[1].users["user_id"]) != set(draws[2].users["user_id"])
+    assert len(load_amazon("Video_Games", k_core=1, max_reviews=50, **here(tmp_path)).interactions) == 50
+
+
+def test_amazon_needs_far_less_memory_than_the_file(tmp_path):
+    amazon(tmp_path, (review(f"U{n % 500}", f"P{n % 90}", time=n * 1000, text="long " * 500) for n in range(12_000)), [product(f"P{n}") for n in range(90)])
+    tracemalloc.start()
+    try: data = load_amazon("Video_Games", k_core=2, **here(tmp_path)); peak = tracemalloc.get_traced_memory()[1]
+    finally: tracemalloc.stop()
+    assert len(data.interactions) == 12_000 and peak < 12e6 < 12_000 * 2500 / 2   # the text alone has 30 MB
+
+
+def test_amazon_faults_name_file_and_line(tmp_path):
+    folder = amazon(tmp_path, random_reviews(), [product("P1")])
+    file = folder / "Video_Games.jsonl.gz"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:len(whole) // 2])
+    with pytest.raises(DataError, match="Video_Games.jsonl.gz: the file cannot be read to its end") as error: load_amazon("Video_Games", **here(tmp_path))
+    assert f"delete {file}" in str(error.value)
+    file.write_bytes(gzip.compress(gzip.decompress(whole).replace(b"{", b"", 2)))
+    with pytest.raises(DataError, match="Video_Games.jsonl.gz, line 1: this line is not JSON"): load_amazon("Video_Games", **here(tmp_path))
+    file.write_bytes(gzip.compress(b'{"user": 1}\n'))
+    with pytest.raises(DataError, match="no user_id or no parent_asin"): load_amazon("Video_Games", **here(tmp_path))
+
+
+def test_goodbooks(tmp_path):
+    pack(tmp_path, "goodbooks-10k", "goodbooks-10k.zip", {
+        "goodbooks-10k/ratings.csv": "user_id,book_id,rating\n1,258,5\n2,258,2\n2,9,4\n",
+        "__MACOSX/goodbooks-10k/._ratings.csv": "junk",
+        "goodbooks-10k/books.csv": 'book_id,goodreads_book_id,authors,original_publication_year,title\n258,70,"A. Moon, B. Sun",2001.0,"Tides, #1"\n9,80,鲁迅,1921.0,呐喊\n10,90,C. Day,,Nobody\n',
+        "goodbooks-10k/tags.csv": "tag_id,tag_name\n1,to-read\n2,sea-stories\n3,fantasy\n4,currently-reading\n5,owned-books\n6,classics\n",
+        "goodbooks-10k/book_tags.csv": "goodreads_book_id,tag_id,count\n70,1,999\n70,3,20\n70,2,30\n70,6,10\n70,4,300\n80,5,50\n80,6,9\n"})
+    data = load_goodbooks(n_tags=2, **here(tmp_path))
+    assert data.items["text"].tolist() == ["Tides, #1 · sea-stories, fantasy · by A. Moon, B. Sun, 2001", "呐喊 · classics · by 鲁迅, 1921", "Nobody · by C. Day"]
+    assert data.matrix().toarray().tolist() == [[1, 0, 0], [0, 1, 0]] and "timestamp" not in data.interactions
+
+
+def test_one_door_downloads_and_reads(server, tmp_path):
+    mind(tmp_path / "made"), amazon(tmp_path / "made", random_reviews(), [product("P1")])
+    for file in (tmp_path / "made").rglob("*.*z*"): server.files[f"/data/{file.name}"] = file.read_bytes()
+    options = {"cache": tmp_path / "cache", "mirror": server.address + "/", "checksum": False, "progress": True}
+    assert load_public("mind-demo", **options).n_items == 4
+    assert load_public("amazon-reviews-2023", category="Video_Games", **options).n_users > 3
+    assert sorted(path for path, _ in server.asked) == ["/data/MINDdemo_dev.zip", "/data/MINDdemo_train.zip", "/data/Video_Games.jsonl.gz", "/data/meta_Video_Games.jsonl.gz"]
+    with pytest.raises(ValueError, match="did you mean 'movielens-100k'"): load_public("movielens100k")
+    with pytest.raises(TypeError, match="colour"): load_public("goodbooks-10k", colour="red", **here(tmp_path))
+
+
+def test_ids_of_categories_are_cleaned_once_each():
+    log = pd.DataFrame({"user_id": pd.Categorical([" a", "b", " a"]), "item_id": pd.Categorical([1, 2, 2])})
+    items = pd.DataFrame({"item_id": [1, 2], "title": ["x", "y"]})
+    data = RecDataset(log, items)
+    assert data.users["user_id"].tolist() == ["a", "b"] and data.interactions["user"].tolist() == [0, 1, 0]
+    with pytest.raises(DataError, match=r"'user_id', rows 0, 2 .*empty"):
+        RecDataset(log.assign(user_id=pd.Categorical(["  ", "b", "  "])), items)
