@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'TEXT_COLUMNS', 'SUFFIXES', 'PUBLIC', 'DataError', 'Requests', 'guess_language', 'RecDataset', 'PublicSet',
-           'public_sets', 'fetch_public', 'load_movielens', 'load_mind', 'k_core', 'load_amazon', 'load_goodbooks',
-           'load_public']
+           'public_set', 'public_sets', 'fetch_public', 'load_movielens', 'load_mind', 'k_core', 'load_amazon',
+           'load_goodbooks', 'load_public']
 
 # %% ../nbs/01_datasets.ipynb #2574a3d1
 import copy
@@ -881,7 +881,7 @@ def at(host: str, *names: str) -> dict[str, tuple[str, str | None]]:   # file na
     "Files that lie at one host."
     return {name.rpartition("/")[2]: (f"{host}/{name}", SUMS.get(name)) for name in names}
 
-# %% ../nbs/01_datasets.ipynb #f0f0cbaf
+# %% ../nbs/01_datasets.ipynb #5167459c
 PUBLIC = {   # name → what is known about the set
     "movielens-100k": PublicSet(
         "https://grouplens.org/datasets/movielens/100k", at(GROUPLENS, "ml-100k.zip"),
@@ -913,6 +913,14 @@ PUBLIC = {   # name → what is known about the set
         "53,424 users, 10,000 books, 6 million ratings", "ratings alone 69 MB unpacked", "CC BY-SA 4.0",
         "books: dense, with readers' tags; no clock, no cold items")}
 
+# %% ../nbs/01_datasets.ipynb #3c171961
+def public_set(name: str) -> PublicSet:   # a name in `PUBLIC`
+    "What is known about a public data set. Raises `ValueError` for a name that is not there."
+    if name in PUBLIC: return PUBLIC[name]
+    close = difflib.get_close_matches(name, PUBLIC, n=1, cutoff=0.4)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    raise ValueError(f"there is no public data set '{name}': {hint}choose from {', '.join(PUBLIC)}")
+
 
 def public_sets() -> pd.DataFrame:   # index: name; columns: contents, download, licence, good for, address
     "The public data sets that `load_public` knows."
@@ -920,7 +928,7 @@ def public_sets() -> pd.DataFrame:   # index: name; columns: contents, download,
                    "address": " ".join(url for url, _ in s.files.values())} for name, s in PUBLIC.items()}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")
 
-# %% ../nbs/01_datasets.ipynb #fce9386a
+# %% ../nbs/01_datasets.ipynb #b62e8b23
 class Resuming:
     "A downloader for `pooch`: keeps what has arrived, and goes on from there (HTTP ranges, RFC 9110, section 14)."
 
@@ -935,32 +943,30 @@ class Resuming:
 
     def _ask(self) -> dict:
         "Request headers: the bytes as they are, and only the missing ones if the file is still the same."
-        tag, have = (self.tag.read_text(encoding="utf-8"), self.part.stat().st_size) if self.tag.exists() and self.part.exists() else ("", 0)
-        rest = {"Range": f"bytes={have}-", "If-Range": tag} if tag and have else {}
-        return {"Accept-Encoding": "identity"} | rest
+        tag = self.tag.read_text(encoding="utf-8") if self.tag.exists() else ""
+        have = self.part.stat().st_size if self.part.exists() else 0
+        return {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-", "If-Range": tag} if tag and have else {})
 
     def __call__(self, url: str, output_file: str, pooch) -> None:
         "Download `url` to `output_file`."
         import requests
-        ask = self._ask()
-        with requests.get(url, headers=ask, stream=True, timeout=self.timeout) as answer:
-            if answer.status_code != 416: self._take(answer, ask)
+        with requests.get(url, headers=self._ask(), stream=True, timeout=self.timeout) as answer:
+            if answer.status_code != 416: self._take(answer)
         if answer.status_code == 416:    # there is no rest: what we have is not a beginning of this file
             self.part.unlink()
             return self(url, output_file, pooch)
         os.replace(self.part, output_file)
         self.tag.unlink(missing_ok=True)
 
-    def _take(self, answer, ask: dict) -> None:
-        "Write the bytes of an answer, after those that we have if it is the rest that we asked for."
+    def _take(self, answer) -> None:
+        "Write the bytes of an answer; after those that we have, if it is the rest (206)."
         import requests
         from tqdm import tqdm
         answer.raise_for_status()
         have = self.part.stat().st_size if answer.status_code == 206 else 0
         tags = [answer.headers.get("ETag", ""), answer.headers.get("Last-Modified", "")]
         self.tag.write_text(next((t for t in tags if t and not t.startswith("W/")), ""), encoding="utf-8")
-        length = answer.headers.get("Content-Length")
-        total = have + int(length) if length else None
+        total = have + int(answer.headers["Content-Length"]) if "Content-Length" in answer.headers else None
         with open(self.part, "ab" if have else "wb") as file, tqdm(
                 total=total, initial=have, unit="B", unit_scale=True, desc=self.part.stem, disable=not self.progress) as bar:
             for chunk in answer.raw.stream(2**16, decode_content=False): bar.update(file.write(chunk))
@@ -1003,7 +1009,7 @@ def other_sum(path: Path, known: str | None) -> bool:   # a file that may not ex
     kind, _, value = (known or "").partition(":")
     return bool(known) and path.exists() and pooch.file_hash(str(path), alg=kind) != value
 
-# %% ../nbs/01_datasets.ipynb #0a9e101a
+# %% ../nbs/01_datasets.ipynb #2dcb3359
 def fetch_public(
     name: str,                         # name of a public data set
     file: str,                         # one of its files
@@ -1018,6 +1024,7 @@ def fetch_public(
     import pooch
     import requests
     import urllib3
+    if file not in public_set(name).files: raise ValueError(f"file={file!r}: {name} has {', '.join(PUBLIC[name].files)}")
     url, known = PUBLIC[name].files[file]
     file, folder = file.format(category=category), data_folder(name, cache)
     url, known = f"{mirror.rstrip('/')}/{file}" if mirror else url.format(category=category), known if checksum else None
@@ -1127,7 +1134,19 @@ def load_movielens(
     films["year"] = pd.to_numeric(films["title"].str.extract(r"\((\d{4})\)\s*$")[0]).astype("Int64")
     return RecDataset(rows, films, people, name=f"movielens-{size}", positive_rating=positive_rating)
 
-# %% ../nbs/01_datasets.ipynb #a9907864
+# %% ../nbs/01_datasets.ipynb #386ae463
+def places_to_keep(
+    clicked: list[int],           # 1 for each article that was clicked, 0 for the others
+    max_shown: int | None,        # how many of the others to keep; None: all
+    rng: np.random.Generator,
+) -> Sequence[int]:               # positions, ascending
+    "All clicks of an impression, and up to `max_shown` of what was shown without a click."
+    others = [k for k, c in enumerate(clicked) if not c]
+    if max_shown is None or len(others) <= max_shown: return range(len(clicked))
+    chosen = rng.choice(others, max_shown, replace=False).tolist()
+    return sorted(chosen + [k for k, c in enumerate(clicked) if c])
+
+# %% ../nbs/01_datasets.ipynb #fd34766c
 class ImpressionLog:
     "Impressions of MIND, kept as numbers: some bytes for each article that was shown."
 
@@ -1152,18 +1171,11 @@ class ImpressionLog:
         pairs = [p.rsplit("-", 1) for p in shown.split()]
         clicked = [{"0": 0, "1": 1}.get(c) for _, c in pairs]
         if None in clicked: raise ValueError("a label is neither 0 nor 1")
-        kept = self._kept(clicked)
+        kept = places_to_keep(clicked, self.max_shown, self.rng)
         self.user.append(user), self.time.append(time), self.size.append(len(kept))
         self.item.extend(self.news.setdefault(pairs[k][0], len(self.news)) for k in kept)
         self.clicked.extend(clicked[k] for k in kept), self.position.extend(kept)
         if len(past := past.split()) > len(self.history.get(user, ())): self.history[user] = past
-
-    def _kept(self, clicked: list[int]) -> Sequence[int]:
-        "The places to keep: all clicks, and up to `max_shown` of the others."
-        others = [k for k, c in enumerate(clicked) if not c]
-        if self.max_shown is None or len(others) <= self.max_shown: return range(len(clicked))
-        chosen = self.rng.choice(others, self.max_shown, replace=False).tolist()
-        return sorted(chosen + [k for k, c in enumerate(clicked) if c])
 
     def table(self) -> pd.DataFrame:   # user_id, item_id, timestamp, shown, position
         "The rows, one for each article that was shown."
@@ -1365,16 +1377,13 @@ def load_goodbooks(
                           "description": [", ".join(filter(None, ("by " + a if a else "", y))) for a, y in zip(books["authors"], year)]})
     return RecDataset(rows, items, name="goodbooks-10k", positive_rating=positive_rating, duplicates="drop")
 
-# %% ../nbs/01_datasets.ipynb #d6538de1
+# %% ../nbs/01_datasets.ipynb #9094e98c
 def load_public(
     name: str,    # a name of `public_sets()`
     **options,    # of `load_movielens`, `load_mind`, `load_amazon`, `load_goodbooks` and `fetch_public`
 ) -> RecDataset:
     "Load a public data set by its name, downloading it once."
-    if name not in PUBLIC:
-        close = difflib.get_close_matches(name, PUBLIC, n=1, cutoff=0.4)
-        hint = f"did you mean '{close[0]}'? " if close else ""
-        raise ValueError(f"there is no public data set '{name}': {hint}choose from {', '.join(PUBLIC)}")
+    public_set(name)
     family, _, size = name.partition("-")
     if family == "movielens": return load_movielens(size, **options)
     if family == "mind": return load_mind(size, **options)

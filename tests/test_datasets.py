@@ -508,6 +508,26 @@ def test_public_sets_are_described():
             assert known is None or len(known) == {"md5": 36, "sha256": 71}[known.partition(":")[0]]
 
 
+def test_wrong_names_are_answered_with_right_ones(tmp_path):
+    with pytest.raises(ValueError, match="did you mean 'mind-small'"): fetch_public("mind_small", "x.zip", cache=tmp_path)
+    with pytest.raises(ValueError, match="MINDdemo_train.zip, MINDdemo_dev.zip"): fetch_public("mind-demo", "x.zip", cache=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_stopping_a_download_by_hand_keeps_what_arrived(server, known, tmp_path, monkeypatch):
+    import tqdm
+    server.files["/data/goodbooks-10k.zip"] = BODY
+    update = tqdm.tqdm.update
+    def stop(bar, n=1):
+        update(bar, n)
+        raise KeyboardInterrupt
+    monkeypatch.setattr(tqdm.tqdm, "update", stop)
+    with pytest.raises(KeyboardInterrupt): fetch(server, tmp_path)
+    assert left(tmp_path) == ["LICENCE.txt", "goodbooks-10k.zip.part", "goodbooks-10k.zip.part.tag"]
+    monkeypatch.setattr(tqdm.tqdm, "update", update)
+    assert fetch(server, tmp_path).read_bytes() == BODY and server.asked[-1][1] == "bytes=65536-"
+
+
 def test_importing_datasets_asks_for_no_network_library():
     code = "import sys, genre_nb.datasets; print([m for m in ('pooch', 'requests', 'urllib3', 'tqdm') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
