@@ -928,7 +928,7 @@ def public_sets() -> pd.DataFrame:   # index: name; columns: contents, download,
                    "address": " ".join(url for url, _ in s.files.values())} for name, s in PUBLIC.items()}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")
 
-# %% ../nbs/01_datasets.ipynb #b62e8b23
+# %% ../nbs/01_datasets.ipynb #e481f8f3
 class Resuming:
     "A downloader for `pooch`: keeps what has arrived, and goes on from there (HTTP ranges, RFC 9110, section 14)."
 
@@ -950,9 +950,11 @@ class Resuming:
     def __call__(self, url: str, output_file: str, pooch) -> None:
         "Download `url` to `output_file`."
         import requests
-        with requests.get(url, headers=self._ask(), stream=True, timeout=self.timeout) as answer:
-            if answer.status_code != 416: self._take(answer)
-        if answer.status_code == 416:    # there is no rest: what we have is not a beginning of this file
+        ask = self._ask()
+        with requests.get(url, headers=ask, stream=True, timeout=self.timeout) as answer:
+            no_rest = answer.status_code == 416 and "Range" in ask
+            if not no_rest: self._take(answer)
+        if no_rest:    # what we have is not a beginning of this file
             self.part.unlink()
             return self(url, output_file, pooch)
         os.replace(self.part, output_file)

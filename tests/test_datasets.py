@@ -363,14 +363,14 @@ class Server:
     "A file server on this machine that can break off, forget ranges, change its files or refuse."
 
     def __init__(self):
-        self.files, self.asked, self.cut, self.ranges, self.tag, self.headers = {}, [], None, True, '"v1"', {}
+        self.files, self.asked, self.cut, self.ranges, self.tag, self.headers, self.refuse = {}, [], None, True, '"v1"', {}, 0
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
                 body, have = outer.files.get(self.path), 0
                 outer.asked.append((self.path, self.headers.get("Range")))
-                if body is None: return self.send_error(404)
+                if body is None or outer.refuse: return self.send_error(outer.refuse or 404)
                 asked = self.headers.get("Range") if outer.ranges and self.headers.get("If-Range") == outer.tag else None
                 if asked: have = int(asked[len("bytes="):-1])
                 if asked and have >= len(body): return self.send_error(416)
@@ -486,6 +486,12 @@ def test_no_network_says_what_to_do_by_hand(known, tmp_path, monkeypatch):
 def test_an_address_that_has_gone(server, tmp_path):
     with pytest.raises(DataError, match="the server answered 404") as error: fetch(server, tmp_path)
     assert f"{server.address}/goodbooks-10k.zip" in str(error.value) and left(tmp_path) == ["LICENCE.txt"]
+
+
+def test_a_server_that_refuses_everything_is_asked_once(server, tmp_path):
+    server.files["/data/goodbooks-10k.zip"], server.refuse = BODY, 416
+    with pytest.raises(DataError, match="the server answered 416"): fetch(server, tmp_path)
+    assert len(server.asked) == 1
 
 
 def test_where_the_files_lie(server, tmp_path, monkeypatch):
