@@ -448,7 +448,7 @@ NEWS_TEMPLATES = {
     },
 }
 
-# %% ../nbs/02_simulation.ipynb #b516b05e
+# %% ../nbs/02_simulation.ipynb #14569877
 ASSISTANT_VALUES = {
     "form": {  # the head of a sentence: its measure word follows after @
         "schedule": "日程/时间安排 | schedule/day plan | 行程表/怎么安排 | timetable @份", "reminder": "提醒/定时提醒 | reminder/timed reminder | 别忘了的事/闹铃 | nudge @条",
@@ -456,9 +456,9 @@ ASSISTANT_VALUES = {
         "suggestion": "建议/小建议 | suggestion/useful suggestion | 主意/点子 | idea @条", "briefing": "简报/每日简报 | briefing/daily briefing | 总结/要点 | summary @份",
     },
     "time": {
-        "morning": "清晨/起床后 | the early morning/the first hour of the day | 早起/一大早 | sunrise", "forenoon": "上午/上午时段 | the late morning/the hours before noon | 上半天/九十点 | mid-morning",
-        "midday": "中午/午休时间 | the middle of the day/the lunch break | 饭点/大中午 | lunchtime", "afternoon": "下午/下午时段 | the afternoon/the hours after lunch | 下半天/三四点 | teatime",
-        "evening": "傍晚/入夜以后 | the evening/the hours after dinner | 天黑后/下班后 | after work", "night": "深夜/临睡前 | the night/the last hour of the day | 半夜/大晚上 | bedtime",
+        "morning": "清晨/起床后 | the early morning/the first hour of the day | 早起/一大早 | the first light", "forenoon": "上午/上午时段 | the late morning/the hours before noon | 上半天/九十点 | the mid-morning hours",
+        "midday": "中午/午休时间 | the middle of the day/the lunch break | 饭点/大中午 | my lunch hour", "afternoon": "下午/下午时段 | the afternoon/the hours after lunch | 下半天/三四点 | the tea break",
+        "evening": "傍晚/入夜以后 | the evening/the hours after dinner | 天黑后/下班后 | my free hours after work", "night": "深夜/临睡前 | the night/the last hour of the day | 半夜/大晚上 | the time before bed",
     },
     "place": {
         "home": "家里/自己家 | home/the family home | 屋里/宅着 | my place", "office": "办公室/公司里 | the office/the workplace | 单位/工位上 | my desk", "station": "车站/候车处 | the station/the bus stop | 路上/等车时 | on the way",
@@ -474,7 +474,7 @@ ASSISTANT_VALUES = {
         "children": "孩子/小朋友 | children/young children | 宝贝/小家伙 | little ones", "elders": "长辈/老人家 | older people/grandparents | 爷爷奶奶/老人 | granny",
     },
 }
-ASSISTANT_ONLY = {"place": {"gym": "exercise sleep medicine weather meals", "library": "study meetings commuting weather sleep", "shops": "shopping meals bills chores family medicine"}}
+ASSISTANT_ONLY = {"place": {"gym": "exercise sleep medicine weather meals", "library": "study meetings commuting weather sleep", "shops": "shopping meals bills family medicine"}}
 
 # %% ../nbs/02_simulation.ipynb #3c3193dc
 ASSISTANT_CATEGORIES = {
@@ -504,7 +504,7 @@ ASSISTANT_CATEGORIES = {
         "laundry": "洗衣晾晒 | laundry | 洗衣服 | washing clothes", "plants": "浇花养护 | watering plants | 浇浇花 | the plants", "repairs": "维修预约 | repairs | 修东西 | things that broke"}),
 }
 
-# %% ../nbs/02_simulation.ipynb #1467ca03
+# %% ../nbs/02_simulation.ipynb #98b11d3f
 ASSISTANT_TEMPLATES = {
     "zh": {
         "title": ["{noun}{form}｜{place}", "{time}的{noun}{form}", "{mood}的{noun}{form}", "给{company}的{noun}{form}", "{place}可用的{noun}{form}"],
@@ -516,7 +516,7 @@ ASSISTANT_TEMPLATES = {
             "口吻{mood}，听着舒服。", "最适合在{time}使用。", "在{place}打开就行。", "也照顾到了{company}的需要。", "到了{time}，它会自己出现。", "{company}可以一起查看。", "整体{mood}，没有多余的话。", "设置一次，以后不用再管。",
             "{place}没有网络也能用。", "在{place}的{company}用得最多。"],
         "closing": [
-            "{time}打开正合适。", "推荐给{company}。", "下次去{place}之前不妨先看看。", "喜欢{mood}口吻的人会满意。", "需要时随时可以关掉。", "{company}和你都不会再漏掉什么。", "{time}到{place}，照着做就好。"],
+            "{time}打开正合适。", "推荐给{company}。", "到{place}之前不妨先看看。", "喜欢{mood}口吻的人会满意。", "需要时随时可以关掉。", "{company}和你都不会再漏掉什么。", "{time}到{place}，照着做就好。"],
         "user": ["帮我管一下{noun}", "{time}想看看{noun}", "在{place}要用的{noun}{form}", "要{mood}一点的{noun}{form}", "有没有{company}用的{noun}{form}", "{noun}的{form}", "{noun}"],
         "also": "{first}，还有{noun}",
     },
@@ -586,19 +586,19 @@ EDUCATION_CATEGORIES = {
         "watercolour": "水彩 | watercolours | 水彩画 | washes of colour", "calligraphy": "书法 | calligraphy | 毛笔字 | brush lettering", "photography": "摄影 | photography | 拍照 | taking pictures"}),
 }
 
-# %% ../nbs/02_simulation.ipynb #e100f6cb
+# %% ../nbs/02_simulation.ipynb #a32cdb94
 EDUCATION_TEMPLATES = {
     "zh": {
         "title": ["{level}{noun}{form}", "{noun}{form}｜{length}", "{mood}的{noun}{form}", "{noun}{form}：为了{goal}", "{level}的{noun}，{length}学完"],
         "opening": [
             "这{m}{form}讲的是{noun}，难度为{level}。", "一{m}关于{noun}的{form}，风格{mood}。", "这{m}{level}的{form}用{length}带你学{noun}。", "为了{goal}而学{noun}的人，可以选这{m}{form}。", "想学{noun}，这{m}{mood}的{form}值得一试。",
-            "{noun}的{form}，{level}，学完需要{length}。", "这{m}{form}以{goal}为目标，内容是{noun}。", "关于{noun}，这{m}{form}讲得明明白白。", "用{length}学{noun}，目的是{goal}。", "一{m}{level}的{noun}{form}，适合想要{goal}的人。",
+            "{noun}的{form}，{level}，学完需要{length}。", "这{m}{form}以{goal}为目标，内容是{noun}。", "关于{noun}，这{m}{form}讲得明明白白。", "用{length}学{noun}，目的是{goal}。", "一{m}{level}的{noun}{form}，适合以{goal}为目的的人。",
             "讲解{noun}时，这{m}{form}始终{mood}。"],
         "detail": [
-            "难度为{level}，请量力而行。", "风格{mood}，跟得上。", "学完大约需要{length}。", "对{goal}很有帮助。", "课程{mood}，例子丰富。", "安排在{length}里完成，不会太赶。", "每节课后都有小测验。", "许多学员用它来{goal}。",
+            "难度为{level}，请量力而行。", "风格{mood}，跟得上。", "学完大约需要{length}。", "对{goal}很有帮助。", "课程{mood}，例子丰富。", "安排在{length}里完成，不会太赶。", "每节课后都有小测验。", "许多学员为了{goal}而选它。",
             "全程{length}，难度始终是{level}。", "内容按{level}编排，{mood}。"],
         "closing": [
-            "想要{goal}的人不妨报名。", "{length}之后，你会看到变化。", "喜欢{mood}风格的人会满意。", "{level}的学员最合适。", "学完可以得到一张证书。", "只要{length}，离{goal}更近一步。", "名额有限，先到先得。"],
+            "为了{goal}而来的人不妨报名。", "{length}之后，你会看到变化。", "喜欢{mood}风格的人会满意。", "适合{level}阶段的学员。", "学完可以得到一张证书。", "只要{length}，离{goal}更近一步。", "名额有限，先到先得。"],
         "user": ["想学{noun}", "有没有{level}的{noun}课程", "为了{goal}想学{noun}", "想找{mood}的{noun}{form}", "用{length}学{noun}", "{noun}的{form}", "{noun}"],
         "also": "{first}，也想学{noun}",
     },
@@ -612,13 +612,13 @@ EDUCATION_TEMPLATES = {
             "The level is {level}, so choose with care.", "The style is {mood} and easy to follow.", "It takes {length} to finish.", "It helps a lot with {goal}.", "The lessons are {mood} and full of examples.", "The work is spread over {length}.", "There is a short quiz after every lesson.", "Many students take it for {goal}.",
             "It lasts {length} and stays {level}.", "The material is {level}, and the teaching is {mood}."],
         "closing": [
-            "Sign up if you think of {goal}.", "After {length} you will notice the difference.", "If you like {an} {mood} style, this is for you.", "Best for {level} students.", "A certificate is given at the end.", "Only {length}, and {goal} is one step closer.", "Places are limited."],
+            "Sign up if you think of {goal}.", "After {length} you will notice the difference.", "If you like {an} {mood} style, this is for you.", "Best taken at {an} {level} stage.", "A certificate is given at the end.", "Only {length}, and {goal} is one step closer.", "Places are limited."],
         "user": ["I want to learn {noun}", "{an} {level} course on {noun}", "{noun} for {goal}", "{an} {mood} {form} on {noun}", "{noun} in {length}", "{form} on {noun}", "{noun}"],
         "also": "{first}, {noun} as well",
     },
 }
 
-# %% ../nbs/02_simulation.ipynb #7d4f9766
+# %% ../nbs/02_simulation.ipynb #1e5b0717
 HEALTH_VALUES = {
     "form": {  # the head of a sentence: its measure word follows after @
         "guide": "指南/入门指南 | guide/starter guide | 教程/怎么做 | how-to @份", "plan": "计划/四周计划 | plan/four-week plan | 安排表/打卡表 | timetable @份", "video": "跟练视频/示范视频 | follow-along video/demonstration video | 小视频/带着做 | clip @段",
@@ -643,7 +643,8 @@ HEALTH_VALUES = {
     },
 }
 HEALTH_ONLY = {
-    "goal": {"digestion": "breakfasts mains salads checkup", "joints": "walking strength yoga swimming checkup", "stamina": "walking running strength swimming heart breakfasts"},
+    "goal": {"weight": "checkup heart walking running strength swimming breakfasts mains salads", "rest": "checkup heart eyes walking running strength yoga swimming breakfasts mains salads",
+             "digestion": "breakfasts mains salads checkup", "joints": "walking strength yoga swimming checkup", "stamina": "walking running strength swimming heart breakfasts"},
     "caution": {"nuts": "breakfasts mains salads", "dairy": "breakfasts mains salads", "gluten": "breakfasts mains", "shellfish": "mains salads", "egg": "breakfasts mains salads", "allergen_free": "breakfasts mains salads",
                 "jumping": "running strength", "heavy_loads": "strength", "deep_bends": "strength yoga", "uphill": "walking running", "cold_water": "swimming", "joint_friendly": "walking yoga swimming strength running",
                 "fasting": "checkup heart", "x_ray": "checkup teeth heart", "eye_drops": "eyes", "no_preparation": "checkup heart eyes teeth"}}
@@ -681,7 +682,7 @@ HEALTH_CATEGORIES = {
         "beans": "豆类沙拉 | bean salads | 豆子 | beans", "fruit": "水果拼盘 | fruit plates | 吃水果 | fruit", "grains": "谷物碗 | grain bowls | 杂粮饭 | bowls"}),
 }
 
-# %% ../nbs/02_simulation.ipynb #80e80c97
+# %% ../nbs/02_simulation.ipynb #5fbc2ddb
 HEALTH_TEMPLATES = {
     "zh": {
         "title": ["{noun}{form}｜{goal}", "{time}的{noun}{form}", "{mood}的{noun}{form}", "{noun}{form}（{caution}）", "为了{goal}的{noun}"],
@@ -690,7 +691,7 @@ HEALTH_TEMPLATES = {
             "关于{noun}，这{m}{form}讲得明明白白。", "把{noun}放在{time}，是这{m}{form}的建议。", "这{m}{form}围绕{noun}展开，{mood}，目标是{goal}。", "{time}的{noun}，{mood}也有效。", "说到{noun}，这{m}{form}提醒你：内容{caution}。",
             "为了{goal}，这{m}{form}安排了{time}的{noun}。"],
         "detail": [
-            "整体{mood}，容易坚持。", "最好安排在{time}。", "主要目的是{goal}。", "请注意，其中{caution}。", "开始之前请知道它{caution}。", "放在{time}做，对{goal}更有帮助。", "步骤都有图示。", "整个过程{mood}，不必紧张。",
+            "整体{mood}，按自己的节奏来。", "最好安排在{time}。", "主要目的是{goal}。", "请注意，其中{caution}。", "开始之前请知道它{caution}。", "放在{time}做，对{goal}更有帮助。", "步骤都有图示。", "整个过程{mood}，不必紧张。",
             "它{caution}，同时有助于{goal}。", "很多人在{time}这样做。"],
         "closing": [
             "{time}试试看。", "坚持下去，{goal}并不难。", "喜欢{mood}方式的人会满意。", "再说一遍，它{caution}。", "有疑问请咨询医生。", "想要{goal}的人可以收藏。", "{time}留一点时间给自己。"],
@@ -704,7 +705,7 @@ HEALTH_TEMPLATES = {
             "When it comes to {noun}, this {form} makes everything clear.", "This {form} suggests {noun} for {time}.", "This {form} deals with {noun}, stays {mood} and serves {goal}.", "Keep {time} for {noun}, {mood} and effective.", "A word of warning about this {form} on {noun}: it {caution}.",
             "For {goal}, this {form} plans {noun} for {time}."],
         "detail": [
-            "It is {mood} and easy to keep up.", "It is best planned for {time}.", "Its main purpose is {goal}.", "Please note that it {caution}.", "Before you start, be aware that it {caution}.", "Keep {time} free for it, and {goal} will follow.", "Every step comes with a picture.", "The whole thing is {mood}, so do not worry.",
+            "It feels {mood}, and most people keep it up.", "It is best planned for {time}.", "Its main purpose is {goal}.", "Please note that it {caution}.", "Before you start, be aware that it {caution}.", "Keep {time} free for it, and {goal} will follow.", "Every step comes with a picture.", "The whole thing is {mood}, so do not worry.",
             "It {caution} and supports {goal}.", "Many people keep it for {time}."],
         "closing": [
             "Try it, and keep {time} for it.", "Keep going, and {goal} is within reach.", "If you like {an} {mood} approach, this is for you.", "Once more: it {caution}.", "If in doubt, ask a doctor.", "Save it if you think of {goal}.", "Leave some of {time} to yourself."],

@@ -178,7 +178,7 @@ def test_realise_agrees_with_the_head():
     ("news", "科技", {"category": "technology"}),
     ("news", "chatbots", {"topic": "ai", "category": "technology"}),
     ("assistant", "提醒我下班后买菜", {"form": "reminder", "time": "evening", "category": "shopping", "topic": "groceries"}),
-    ("assistant", "a reminder to take my pills at bedtime", {"form": "reminder", "category": "medicine", "time": "night"}),
+    ("assistant", "a reminder to take my pills in the time before bed", {"form": "reminder", "category": "medicine", "time": "night"}),
     ("education", "零基础学Python", {"level": "beginner", "category": "programming", "topic": "python"}),
     ("education", "an advanced course on statistics", {"level": "advanced", "category": "mathematics", "topic": "probability"}),
     ("health", "晚上能做的瑜伽，不要有跳跃动作", {"time": "evening", "category": "yoga"}),
