@@ -448,11 +448,11 @@ NEWS_TEMPLATES = {
     },
 }
 
-# %% ../nbs/02_simulation.ipynb #14569877
+# %% ../nbs/02_simulation.ipynb #1f2c2c8a
 ASSISTANT_VALUES = {
     "form": {  # the head of a sentence: its measure word follows after @
-        "schedule": "日程/时间安排 | schedule/day plan | 行程表/怎么安排 | timetable @份", "reminder": "提醒/定时提醒 | reminder/timed reminder | 别忘了的事/闹铃 | nudge @条",
-        "answer": "问答/快问快答 | answer/quick answer | 想问的事/怎么办 | question @条", "checklist": "清单/待办清单 | checklist/to-do list | 要做的事/列表 | list @份",
+        "schedule": "日程/时间安排 | schedule/day plan | 行程表/时间表 | timetable @份", "reminder": "提醒/定时提醒 | reminder/timed reminder | 闹铃/叮嘱 | nudge @条",
+        "answer": "问答/快问快答 | answer/quick answer | 解答/小问答 | question @条", "checklist": "清单/待办清单 | checklist/to-do list | 要做的事/列表 | list @份",
         "suggestion": "建议/小建议 | suggestion/useful suggestion | 主意/点子 | idea @条", "briefing": "简报/每日简报 | briefing/daily briefing | 总结/要点 | summary @份",
     },
     "time": {
@@ -536,11 +536,11 @@ ASSISTANT_TEMPLATES = {
     },
 }
 
-# %% ../nbs/02_simulation.ipynb #d99e3cc9
+# %% ../nbs/02_simulation.ipynb #39c9bf99
 EDUCATION_VALUES = {
     "form": {  # the head of a sentence: its measure word follows after @
-        "video_course": "视频课/录播课 | video course/recorded course | 网课/看视频学 | videos @门", "live_class": "直播课/线上小班课 | live class/small online class | 有老师带/直播 | lessons @门", "workshop": "工作坊/实践营 | workshop/training camp | 动手课/集训 | training weekend @期",
-        "reading_course": "导读课/精读课 | reading course/guided reading course | 带读/读书会 | book club @门", "project_course": "项目课/实战课 | project course/project-based course | 做项目/实战 | projects @门", "exercise_course": "习题课/刷题课 | exercise course/problem-solving course | 做题/练习题 | drills @门",
+        "video_course": "视频课/录播课 | video course/recorded course | 网课/视频教程 | videos @门", "live_class": "直播课/线上小班课 | live class/small online class | 直播/带教课 | lessons @门", "workshop": "工作坊/实践营 | workshop/training camp | 动手课/集训 | training weekend @期",
+        "reading_course": "导读课/精读课 | reading course/guided reading course | 带读/读书会 | book club @门", "project_course": "项目课/实战课 | project course/project-based course | 项目实训/实战 | projects @门", "exercise_course": "习题课/刷题课 | exercise course/problem-solving course | 练习题/做题班 | drills @门",
     },
     "level": {  # in the order in which they are learned
         "beginner": "入门级/零基础 | introductory/beginner-level | 小白能学/从零开始 | easy", "intermediate": "中级/进阶 | intermediate/mid-level | 有点基础/提高一下 | next-step", "advanced": "高级/高阶 | advanced/expert-level | 有难度/深入 | difficult",
@@ -618,11 +618,11 @@ EDUCATION_TEMPLATES = {
     },
 }
 
-# %% ../nbs/02_simulation.ipynb #1e5b0717
+# %% ../nbs/02_simulation.ipynb #b8b832f7
 HEALTH_VALUES = {
     "form": {  # the head of a sentence: its measure word follows after @
-        "guide": "指南/入门指南 | guide/starter guide | 教程/怎么做 | how-to @份", "plan": "计划/四周计划 | plan/four-week plan | 安排表/打卡表 | timetable @份", "video": "跟练视频/示范视频 | follow-along video/demonstration video | 小视频/带着做 | clip @段",
-        "checklist": "清单/准备清单 | checklist/preparation list | 要点/列表 | list @份", "interview": "访谈/医生访谈 | interview/interview with a doctor | 听医生说/对话 | talk @篇", "card": "图解卡片/速查卡 | picture card/quick reference card | 图解/一张图 | drawing @张",
+        "guide": "指南/入门指南 | guide/starter guide | 教程/做法 | how-to @份", "plan": "计划/四周计划 | plan/four-week plan | 安排表/打卡表 | timetable @份", "video": "跟练视频/示范视频 | follow-along video/demonstration video | 小视频/带练 | clip @段",
+        "checklist": "清单/准备清单 | checklist/preparation list | 要点/列表 | list @份", "interview": "访谈/医生访谈 | interview/interview with a doctor | 对话/医生的话 | talk @篇", "card": "图解卡片/速查卡 | picture card/quick reference card | 图解/一图看懂 | drawing @张",
     },
     "goal": {
         "stamina": "增强体力/提高耐力 | more stamina/better endurance | 有力气/不喘 | more energy", "weight": "控制体重/健康减重 | weight control/healthy weight loss | 减肥/瘦下来 | losing weight", "rest": "改善睡眠/睡得更好 | better sleep/deeper sleep | 睡得香/睡不好 | sleeping well",
