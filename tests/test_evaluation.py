@@ -421,3 +421,176 @@ def test_extreme_scores_and_bad_scores():
     assert ev.judge_metrics([1e4, math.inf], [-1e4, -math.inf])["auc"] == 1
     for real, other in (([], [1.0]), ([1.0], [math.nan])):
         with pytest.raises(ValueError, match="empty or holds NaN"): ev.judge_metrics(real, other)
+
+
+# ---- living users
+
+def click_by_item(chance):
+    "People who click each shown item with its own chance and come back if they clicked."
+    def respond(users, lists, rng):
+        clicks = (rng.random(lists.shape) < np.append(chance, 0)[lists]) & (lists >= 0)
+        return clicks, clicks.any(1)
+    return respond
+
+
+def test_live_metrics_count_by_hand():
+    pages = np.array([[0, 1, 2], [3, -1, -1], [-1, -1, -1]])
+    respond = lambda users, lists, rng: (np.isin(lists, [1, 2, 3]), np.arange(len(users)) < 3)      # back in the first round only
+    table = ev.live_metrics(respond, [7, 8, 9], pages, np.random.default_rng(0), rounds=2).per_user
+    assert list(table.index) == [7, 8, 9] and list(table) == list(ev.LIVE_METRICS)
+    np.testing.assert_allclose(table.loc[7], [2 / 3, 1, 2, .5])
+    np.testing.assert_allclose(table.loc[8], [1, 1, 1, .5])
+    assert np.isnan(table.loc[9, "precision"]) and table.loc[9, "engagement"] == 0
+    again = ev.live_metrics(respond, [7, 8, 9], torch.from_numpy(pages), np.random.default_rng(0), rounds=2).per_user
+    pd.testing.assert_frame_equal(table, again)
+
+
+def test_ab_test_finds_the_truth_about_as_often_as_it_says():
+    chance, inside, paired_inside, widths = np.array([.2, .3]), [], [], []
+    a, b = np.zeros((200, 1), int), np.ones((200, 1), int)
+    for seed in range(120):
+        for paired, box in ((False, inside), (True, paired_inside)):
+            row = ev.ab_test(click_by_item(chance), a, b, np.arange(200), np.random.default_rng(seed), paired=paired, raw=True, n_boot=300).loc["engagement"]
+            box.append(row["difference", "low"] <= .1 <= row["difference", "high"])
+            assert row["lift", "mean"] == pytest.approx(row["b", "mean"] / row["a", "mean"] - 1)
+    assert .88 <= np.mean(inside) <= .99 and .88 <= np.mean(paired_inside) <= .99
+
+
+def test_ab_test_splits_users_in_halves_and_pairs_the_same_users():
+    asked = []
+    def respond(users, lists, rng):
+        asked.append(set(users.tolist()))
+        return np.ones(lists.shape, bool), np.ones(len(users), bool)
+    pages = np.zeros((7, 1), int)
+    ev.ab_test(respond, pages, pages, np.arange(7), np.random.default_rng(0))
+    assert asked[0] | asked[1] == set(range(7)) and not asked[0] & asked[1] and abs(len(asked[0]) - len(asked[1])) == 1
+    table = ev.ab_test(respond, pages, pages, np.arange(7), np.random.default_rng(0), paired=True, raw=True)
+    assert asked[2] == asked[3] == set(range(7)) and (table["difference"] == 0).all(axis=None)
+    text = ev.ab_test(respond, pages, pages, np.arange(7), np.random.default_rng(0))
+    assert text.loc["precision", "lift"] == "+0.0% [+0.0%, +0.0%]" and list(text) == ["a", "b", "difference", "lift"]
+
+
+def test_paired_ab_test_leaves_out_users_without_a_list():
+    a, b = np.array([[0], [-1], [0]]), np.array([[1], [1], [1]])
+    table = ev.ab_test(click_by_item(np.array([0., 1.])), a, b, np.arange(3), np.random.default_rng(0), paired=True, raw=True)
+    assert table.loc["precision", ("difference", "mean")] == 1 and table.loc["engagement", ("a", "mean")] == 0
+
+
+@pytest.mark.parametrize("correlation", [0., .6])
+def test_power_is_what_experiments_find(correlation):
+    rng, n, mean, sd, lift = np.random.default_rng(0), 80, 2., 1., .2
+    cov = sd**2 * np.array([[1, correlation], [correlation, 1]])
+    x = rng.multivariate_normal([mean, mean * (1 + lift)], cov, (4000, n))
+    d = x[..., 1] - x[..., 0]
+    se = d.std(1, ddof=1) / np.sqrt(n) if correlation else np.sqrt(x.var(1, ddof=1).sum(1) / n)
+    found = (np.abs(d.mean(1)) > 1.96 * se).mean()
+    assert abs(found - ev.ab_power(n, mean, sd, lift, correlation=correlation)) < .03
+
+
+@given(st.floats(.1, 5), st.floats(.1, 5), st.floats(.02, .5), st.floats(.5, .99), st.floats(0, .9))
+def test_sample_size_is_the_smallest_that_has_the_power(mean, sd, lift, power, correlation):
+    n = ev.ab_sample_size(mean, sd, lift, power, correlation=correlation)
+    assert ev.ab_power(n, mean, sd, lift, correlation=correlation) >= power - 1e-9
+    assert n <= 3 or ev.ab_power(n - 1, mean, sd, lift, correlation=correlation) < power + 1e-3
+    assert ev.ab_sample_size(mean, sd, -lift, power, correlation=correlation) == n
+
+
+def slow_team_draft(a, b, coin):
+    "Algorithm 2 of Radlinski et al. 2008, one user, one place at a time."
+    page, teams, k = [], [], len(a)
+    left = lambda ranking: [i for i in ranking if i >= 0 and i not in page]
+    for place in range(k):
+        if not left(a) or not left(b): break
+        n = [teams.count(0), teams.count(1)]
+        team = coin[place] if n[0] == n[1] else int(n[1] < n[0])
+        page.append(left((a, b)[team])[0])
+        teams.append(team)
+    return page + [-1] * (k - len(page)), teams + [-1] * (k - len(teams))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_team_draft_is_the_algorithm(seed):
+    a, b = (random_case(seed + 10 * side, n_users=60)[0].numpy() for side in (0, 1))
+    pages, teams = ev.team_draft(a, b, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    coins = np.stack([rng.integers(0, 2, 60) for _ in range(a.shape[1])], 1)
+    for u in range(60):
+        assert (pages[u].tolist(), teams[u].tolist()) == slow_team_draft(a[u].tolist(), b[u].tolist(), coins[u])
+
+
+def test_interleaving_is_fair_and_finds_the_better():
+    a, b = np.tile([0, 1, 2, 3], (500, 1)), np.tile([4, 5, 2, 3], (500, 1))
+    good = click_by_item(np.array([.1, .1, .2, .2, .4, .4]))
+    same = ev.interleaving_test(good, a, a, np.arange(500), np.random.default_rng(0), rounds=10)
+    assert abs(same["mean"]) < 4 * .5 / np.sqrt(5000)
+    forth, back = (ev.interleaving_test(good, x, y, np.arange(500), np.random.default_rng(1), rounds=4) for x, y in ((a, b), (b, a)))
+    assert forth["low"] > 0 > back["high"] and abs(forth["mean"] + back["mean"]) < .06
+    assert forth["wins_a"] + forth["wins_b"] + forth["ties"] == pytest.approx(1)
+    assert forth["mean"] == pytest.approx((forth["wins_b"] - forth["wins_a"]) / 2)
+
+
+def test_ips_is_unbiased_by_enumeration():
+    "The expectation over everything the log could have shown is the value of the other policy, exactly."
+    logged, target, reward = np.array([.5, .3, .2]), np.array([.1, .2, .7]), np.array([.3, .5, .9])
+    shown = [ev.off_policy_value([reward[i]], [logged[i]], [target[i]], n_boot=2)["mean"] for i in range(3)]
+    assert logged @ shown == pytest.approx(target @ reward)
+    weights = ev.importance_weights(logged, target)
+    assert logged @ weights == pytest.approx(1)                                     # why (20) may divide by Σw
+    clipped = [ev.off_policy_value([reward[i]], [logged[i]], [target[i]], clip=1., n_boot=2)["mean"] for i in range(3)]
+    assert logged @ clipped < target @ reward
+
+
+def test_off_policy_interval_and_groups():
+    rng = np.random.default_rng(0)
+    logged, target, chance = np.array([.6, .4]), np.array([.2, .8]), np.array([.3, .6])
+    inside = {False: [], True: []}
+    for trial in range(150):
+        action = (rng.random(300) > logged[0]).astype(int)
+        y = rng.random(300) < chance[action]
+        for normalise in inside:
+            v = ev.off_policy_value(y, logged[action], target[action], normalise=normalise, n_boot=300, seed=trial)
+            inside[normalise].append(v["low"] <= target @ chance <= v["high"])
+    assert all(.88 <= np.mean(v) <= .99 for v in inside.values())
+    one, many = (ev.off_policy_value(np.repeat(y[:60], 5), np.full(300, .5), groups=g) for g in (None, np.repeat(np.arange(60), 5)))
+    assert one["mean"] == many["mean"] and many["high"] - many["low"] > 1.5 * (one["high"] - one["low"])
+
+
+def test_examination_is_recovered_from_shuffled_pages():
+    e = np.array([1, .6, .3])
+    chance = np.array([.9, .5, .2])
+    respond = lambda users, lists, rng: (rng.random(lists.shape) < e * chance[lists], np.zeros(len(users), bool))
+    seen = ev.estimate_examination(respond, np.tile([0, 1, 2], (3000, 1)), np.arange(3000), np.random.default_rng(0), rounds=3)
+    assert list(seen.index) == [1, 2, 3] and (np.abs(seen["mean"] - e) < .05).all() and (seen["low"] <= seen["mean"]).all()
+    rng = np.random.default_rng(1)
+    item = rng.integers(0, 3, 60_000)
+    place = np.where(item == 0, 2, rng.integers(0, 3, 60_000))                      # the best item always stands last
+    click = rng.random(60_000) < e[place] * chance[item]
+    plain = np.bincount(item, click) / np.bincount(item)
+    assert plain[0] < plain[1]
+    for normalise in (True, False):
+        rate = ev.corrected_click_rate(item, click, e[place], 4, normalise)
+        np.testing.assert_allclose(rate[:3], chance, atol=.03)
+        assert np.isnan(rate[3])
+
+
+@pytest.mark.parametrize("call,message", [
+    (lambda: ev.live_metrics(None, [0], [[1], [2]], None), "one list for each"),
+    (lambda: ev.live_metrics(None, [], np.zeros((0, 2), int), None), "at least one user"),
+    (lambda: ev.live_metrics(None, [0], [[1]], None, rounds=0), "at least once"),
+    (lambda: ev.live_metrics(None, [0], [[1, 1]], None), "twice"),
+    (lambda: ev.ab_test(None, [[1]], [[2]], [0], np.random.default_rng(0)), "at least two users"),
+    (lambda: ev.ab_power(1, 1., 1., .1), "at least two users"),
+    (lambda: ev.ab_power(10, 0., 1., .1), "must be positive"),
+    (lambda: ev.ab_sample_size(1., 1., .1, correlation=1.), "correlation=1.0"),
+    (lambda: ev.ab_sample_size(1., 1., .1, power=1.), "power=1.0"),
+    (lambda: ev.team_draft([[1, 2]], [[1]], None), "the same length"),
+    (lambda: ev.off_policy_value([1, 1], [.5, np.nan]), "row 1: propensity nan"),
+    (lambda: ev.off_policy_value([1, 1], [.5, .5], [.5, -1]), "row 1"),
+    (lambda: ev.off_policy_value([1, 1], [.5, .5], [.5]), "one for each row"),
+    (lambda: ev.off_policy_value([1], [.5, .5]), r"\(1,\) rewards for \(2,\) propensities"),
+    (lambda: ev.off_policy_value([1], [.5], clip=0), "clip=0"),
+    (lambda: ev.corrected_click_rate([0], [1, 0], [.5, .5], 2), "1 items, 2 clicks"),
+    (lambda: ev.estimate_examination(click_by_item(np.zeros(2)), [[0, 1]], [0], np.random.default_rng(0)), "nobody clicked the first place"),
+])
+def test_live_errors_say_what_to_do(call, message):
+    with pytest.raises(ValueError, match=message): call()
