@@ -16,8 +16,8 @@ from .encoder import BOS, EOS, PAD, UNK, TransformerBlock, choose, set_embedding
 
 # %% auto #0
 __all__ = ['GENERATORS', 'GeneratorConfig', 'TextGenerator', 'token_log_probs', 'LSTMGenerator', 'TransformerGenerator',
-           'build_generator', 'filter_logits', 'draw', 'Sample', 'check_sampling', 'sample_text', 'advantages',
-           'reinforce_loss', 'gumbel_noise', 'one_hot_argmax', 'gumbel_softmax', 'relax_text']
+           'build_generator', 'filter_logits', 'draw', 'Sample', 'check_sampling', 'sample_text', 'hide_words',
+           'advantages', 'reinforce_loss', 'gumbel_noise', 'one_hot_argmax', 'gumbel_softmax', 'relax_text']
 
 # %% ../nbs/05_generator.ipynb #b7aa7d74
 class GeneratorConfig(BaseModel):
@@ -38,7 +38,7 @@ class GeneratorConfig(BaseModel):
         choose(GENERATORS, kind, "generator kind")
         return kind
 
-# %% ../nbs/05_generator.ipynb #6bfc907b
+# %% ../nbs/05_generator.ipynb #23a2e85d
 class TextGenerator(nn.Module):
     "What all generators share; a subclass adds `start` (memory before the first token), `step` (one token), `states` (all)."
 
@@ -81,9 +81,9 @@ class TextGenerator(nn.Module):
         "log p(ids | u, z) (B,): the sum over the tokens after <bos>."
         return token_log_probs(self, u, ids, z)[0].sum(1)
 
-    def nll(self, u: Tensor, ids: Tensor, z: Tensor | None = None) -> Tensor:
-        "Mean negative log-likelihood per token (): the likelihood loss."
-        found, judged = token_log_probs(self, u, ids, z)
+    def nll(self, u: Tensor, ids: Tensor, z: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
+        "Mean negative log-likelihood per token (): the likelihood loss. `seen` (B, T): what the model reads in place of ids, see `hide_words`."
+        found, judged = token_log_probs(self, u, ids, z, seen)
         return -found.sum() / judged.sum().clamp(min=1)
 
     def sample(self, u: Tensor, **options) -> Sample:
@@ -98,12 +98,13 @@ class TextGenerator(nn.Module):
         "Start from pretrained token vectors (V, E), shared by input and output."
         set_embedding(self.tokens, weight, freeze)
 
-# %% ../nbs/05_generator.ipynb #5503ed90
+# %% ../nbs/05_generator.ipynb #95676c62
 def token_log_probs(
     model: TextGenerator,      # the writer
     u: Tensor,                 # (B, H) condition
     ids: Tensor,               # (B, T) descriptions, from <bos>
     z: Tensor | None = None,   # (B, noise_size) noise
+    seen: Tensor | None = None,   # (B, T) what is read in place of ids; None = ids
     rows: int = 256,           # tokens per slice
 ) -> tuple[Tensor, Tensor]:    # (B, T − 1) log p of ids[:, t + 1], 0 where nothing is judged; (B, T − 1) bool: judged
     "Only real tokens cost time: <pad> is skipped, and so is <unk>, which is never written."
@@ -111,7 +112,7 @@ def token_log_probs(
     width = max(int((target != PAD).sum(1).max()), 1)
     judged = (target != PAD) & (target != UNK)
     some = judged[:, :width]
-    states = model.states(model.facts(u, z), ids[:, :width])[some]
+    states = model.states(model.facts(u, z), (ids if seen is None else seen)[:, :width])[some]
     slices = zip(states.split(rows), target[judged].split(rows))
     found = -torch.cat([F.cross_entropy(model.logits(h), y, reduction="none") for h, y in slices])
     return found.new_zeros(target.shape).masked_scatter(judged, found), judged
@@ -275,6 +276,16 @@ def sample_text(
         if not alive.any():
             break
     return Sample(ids, log_probs, mask)
+
+# %% ../nbs/05_generator.ipynb #42b4d312
+def hide_words(
+    ids: Tensor,                                # (B, T) descriptions, from <bos>
+    share: float,                               # of the words that are blotted out
+    generator: torch.Generator | None = None,   # random source on ids' device
+) -> Tensor:                                    # (B, T) with <unk> in their place; <bos>, <eos> and <pad> stay
+    "What a reader of a smudged text sees (Bowman et al. 2016, section 3.2)."
+    drawn = torch.rand(ids.shape, generator=generator, device=ids.device)
+    return ids.masked_fill((drawn < share) & (ids > UNK), UNK)
 
 # %% ../nbs/05_generator.ipynb #b38123f5
 def advantages(

@@ -53,7 +53,8 @@ class GenreConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
     gan: GanConfig = Field(default_factory=GanConfig)             # both players and their game
     rerank: RerankConfig = Field(default_factory=RerankConfig)    # the final order
-    vocab_size: int = Field(default=3000, gt=260)                 # subwords; 4 special ones and 256 bytes come first
+    vocab_size: int = Field(default=3000, gt=260)                 # subwords at most; 4 special ones and 256 bytes come first
+    min_frequency: int = Field(default=20, ge=1)                  # a string becomes one subword if it occurs so often: rare ones stay in pieces
     first_stage: str = "auto"                                     # a name in `FIRST_STAGES`; auto: the best on validation
     retrievers: tuple[str, ...] = ()                              # further first stages by their registered names
     l2_grid: tuple[float, ...] = Field(default=(100.0, 300.0, 1000.0), min_length=1)   # EASE's λ to choose from on validation
@@ -385,7 +386,7 @@ class PlayerFitting(StageFitting):
 
     def _fit_tokenizer(self, say: Say) -> None:
         texts = self.data.items["text"].tolist() + (self.data.users["profile"].tolist() if self.config.profiles else [])
-        self.tokenizer = SubwordTokenizer.train([t for t in texts if t], self.config.vocab_size)
+        self.tokenizer = SubwordTokenizer.train([t for t in texts if t], self.config.vocab_size, self.config.min_frequency)
 
     def item_tokens(self) -> Tensor:   # (I, T) int64
         "Token ids of the catalogue, the same at fit and after load."
@@ -742,7 +743,7 @@ class Evaluating(Comparing):
         start = time.perf_counter()
         if self.gan_off is None:
             say("the same without the game (gan_off)")
-            self.gan_off = self.train_players(False)
+            self.gan_off = self.train_players(False, twin=self.trained.gan)
             self.choose_weights(self.gan_off)
         say("reading test")
         question, k = self.question("test", limit), max(ks)

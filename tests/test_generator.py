@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from genre_nb.generator import (BOS, EOS, GENERATORS, PAD, UNK, GeneratorConfig, advantages, build_generator, draw, filter_logits,
+from genre_nb.generator import (hide_words, BOS, EOS, GENERATORS, PAD, UNK, GeneratorConfig, advantages, build_generator, draw, filter_logits,
                                 gumbel_softmax, one_hot_argmax, reinforce_loss, token_log_probs)
 
 V, H, T = 30, 6, 12
@@ -200,3 +200,25 @@ def test_works_in_bfloat16_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert model.nll(u, descriptions()).isfinite() and model.sample(u).log_probs.isfinite().all()
         assert model.relaxed(u).sum().isfinite()
+
+
+@given(share=st.floats(0, 1), seed=st.integers(0, 99))
+def test_hidden_words_are_words_and_the_frame_stays(share, seed):
+    ids = torch.tensor([[BOS, 7, 8, 9, 10, EOS, PAD], [BOS, 5, EOS, PAD, PAD, PAD, PAD]])
+    seen = hide_words(ids, share, torch.Generator().manual_seed(seed))
+    changed = seen != ids
+    assert (seen[changed] == UNK).all() and not changed[ids <= UNK].any()
+    if share == 0: assert not changed.any()
+    if share == 1: assert changed[ids > UNK].all()
+
+
+def test_what_is_read_may_differ_from_what_is_to_be_written():
+    torch.manual_seed(0)
+    model = build_generator(GeneratorConfig(max_length=8, noise_size=0), 40, 4).eval()
+    u, ids = torch.randn(2, 4), torch.randint(4, 40, (2, 8))
+    ids[:, 0] = BOS
+    assert torch.equal(model.nll(u, ids), model.nll(u, ids, seen=ids))
+    seen = ids.clone()
+    seen[:, 3] = UNK
+    one, two = (token_log_probs(model, u, ids, seen=s)[0] for s in (None, seen))
+    assert torch.equal(one[:, :3], two[:, :3]) and not torch.equal(one[:, 3:], two[:, 3:])   # the target at 3 is still judged
