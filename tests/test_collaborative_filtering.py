@@ -380,6 +380,71 @@ def test_no_dense_table_of_users_and_items():
     assert peak < 300e6, peak
 
 
+# ---------- benchmarks/baselines.py
+
+@pytest.fixture(scope="module")
+def benchmark():
+    import importlib.util
+    import sys
+    spec = importlib.util.spec_from_file_location("baselines", Path(__file__).parents[1] / "benchmarks" / "baselines.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["baselines"] = module                          # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    from genre_nb.simulation import World
+    return World("ecommerce", "en", n_users=120, n_items=90, seed=0).dataset().to_folder(tmp_path_factory.mktemp("shop"))
+
+
+def run(benchmark, monkeypatch, *options):
+    monkeypatch.setattr("sys.argv", ["baselines.py", *map(str, options)])
+    threads = torch.get_num_threads()
+    benchmark.main()
+    torch.set_num_threads(threads)
+
+
+def test_benchmark_tunes_and_goes_on(benchmark, shop, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "baselines.json"
+    common = ("--data", shop, "--budget", 2, "--out", out)
+    run(benchmark, monkeypatch, *common, "--only", "popularity,ease")
+    first = json.loads(out.read_text())["baselines"]
+    assert set(first) == {"popularity", "ease"} and first["ease"]["trials"] == 2
+    low, mean, high = (first["ease"]["test"]["ndcg@10"][k] for k in ("low", "mean", "high"))
+    assert 0 <= low <= mean <= high <= 1 and first["ease"]["settings"]["l2"] in SPACES["ease"].grid["l2"]
+    monkeypatch.setattr(benchmark, "SPACES", {name: SPACES[name] for name in ("popularity", "ease", "item_knn", "bm25")})
+    run(benchmark, monkeypatch, *common)
+    both = json.loads(out.read_text())["baselines"]
+    assert {n: both[n] for n in first} == first                                      # finished ones are not done again
+    fusions = [n for n in both if "(" in n]
+    assert len(fusions) == 2 and all("bm25" in n for n in fusions) and "nDCG@10" in capsys.readouterr().out
+    best = both["ease"]["settings"]                                                   # the figures are those of the chosen settings
+    data = RecDataset.from_folder(shop)
+    history = data.matrix("train", "valid")
+    later = sp.csr_matrix(data.matrix("test") - data.matrix("test").multiply(history))
+    later.eliminate_zeros()
+    users = np.flatnonzero((np.diff(later.indptr) > 0) & (np.diff(data.matrix("train").indptr) > 0))
+    lists, _ = EASE(**best).fit(data).retrieve(data.requests(users, ("train", "valid")), 10)
+    assert np.isclose(evaluate_lists(lists, later[users], n_items=data.n_items, ks=(10,)).mean("ndcg@10"), both["ease"]["test"]["ndcg@10"]["mean"])
+    with pytest.raises(SystemExit, match="made with other options"): run(benchmark, monkeypatch, *common, "--seed", 1)
+    with pytest.raises(SystemExit, match="choose from"): run(benchmark, monkeypatch, "--data", shop, "--only", "magic")
+
+
+def test_benchmark_hides_cold_items(benchmark, shop, monkeypatch):
+    data = benchmark.load(shop, "item-cold", 0)
+    part = np.asarray(data.item_part)
+    for split, history in (("valid", ("train",)), ("test", ("train", "valid"))):
+        question = benchmark.ask(data, split, history, "item-cold", 0, 0)
+        assert set(part[np.unique(question.relevant.indices)]) == {split}             # what is to be found lies in this part
+        assert not (set(part[np.unique(question.requests.history.indices)]) & {split, "test"})
+        assert question.allowed.tolist() == (part == split).tolist()
+    assert set(benchmark.taking_part(data, "item-cold", None, True)) == {"bm25", "tfidf", "dense"}
+    assert "popularity_decayed" not in benchmark.taking_part(data, "warm", None, False)
+    assert len(benchmark.ask(data, "test", ("train",), "warm", 10, 0).requests) == 10
+
+
 # ---------- real data, where it is present: the published protocol, figures known beforehand
 
 REAL = os.environ.get("GENRE_DATA")
