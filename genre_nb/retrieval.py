@@ -221,33 +221,44 @@ class Retriever(Saved, ABC):
         if exclude_seen: scores = scores.masked_fill(seen(requests), -torch.inf)
         return scores if allowed is None else scores.masked_fill(~allowed, -torch.inf)
 
-# %% ../nbs/09_retrieval.ipynb #11f33ad2
+# %% ../nbs/09_retrieval.ipynb #bf0b512c
 class Popularity(Retriever):
-    "The same list for everybody: how often an item was liked, optionally counting recent likes more."
+    """The same list for everybody: how often an item was liked; optionally of late, or counting recent likes more.
 
-    kind, options, learned = "popularity", ("half_life",), ("counts",)
+    Both options count back from the newest like that is learned from. They need a clock: where `timestamp` is only the
+    order of each user's rows, or a count of days per user, "recent" means nothing across users.
+    """
+
+    kind, options, learned = "popularity", ("half_life", "window"), ("counts",)
 
     def __init__(
         self,
         half_life: float | None = None,   # a like this much older than the newest counts half; in the unit of `timestamp`; None: no decay
+        window: float | None = None,      # only likes at most this much older than the newest count; the same unit; None: all
     ):
-        if half_life is not None and half_life <= 0: raise ValueError(f"half_life must be above 0 or None, got {half_life}")
-        self.half_life = half_life
+        for name, value in (("half_life", half_life), ("window", window)):
+            if value is not None and not value > 0: raise ValueError(f"{name} must be above 0 or None, got {value}")
+        self.half_life, self.window = half_life, window
 
     def fit(self, data, splits=("train",)):
-        "Count the users who like each item."
+        "Count the users who like each item; who liked it more than once counts with the newest time."
         rows = data.interactions[data.rows(*splits) & data.interactions["positive"].to_numpy()]
-        weights = None
-        if self.half_life is not None:
-            if "timestamp" not in rows: raise ValueError("Popularity(half_life=…) needs the column 'timestamp' in interactions; leave half_life out")
-            rows = rows.sort_values("timestamp", kind="stable")
+        timed = {"half_life": self.half_life, "window": self.window}
+        asked = [name for name, value in timed.items() if value is not None]
+        if asked and "timestamp" not in rows:
+            raise ValueError(f"Popularity({asked[0]}=…) needs the column 'timestamp' in interactions; leave {asked[0]} out")
+        if asked: rows = rows.sort_values("timestamp", kind="stable")
         rows = rows.drop_duplicates(["user", "item"], keep="last")
-        if self.half_life is not None:
-            time = rows["timestamp"].to_numpy(np.float64)
-            weights = 0.5 ** ((time.max(initial=-np.inf) - time) / self.half_life)
+        weights = self._weigh(rows["timestamp"].to_numpy(np.float64)) if asked else None
         self.counts = np.bincount(rows["item"], weights, data.n_items).astype(np.float32)
         self.n_items = data.n_items
         return self
+
+    def _weigh(self, time: np.ndarray) -> np.ndarray:   # (n,) times → (n,)
+        "What each like counts."
+        age = time.max(initial=-np.inf) - time
+        weights = np.ones(len(time)) if self.half_life is None else 0.5 ** (age / self.half_life)
+        return weights if self.window is None else weights * (age <= self.window)
 
     def scores(self, requests):
         "(B, I): the counts, repeated."

@@ -1,4 +1,6 @@
-"""Item-kNN and EASE: against brute force, against the optimality conditions, on awkward data, on real data if present."""
+"""Neighbours, walks, EASE, factors: against brute force and optimality conditions, on awkward data, on real data if present."""
+import builtins
+import json
 import os
 from pathlib import Path
 
@@ -10,10 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genre_nb.collaborative_filtering import EASE, ItemKNN, ease_weights, keep_largest, mirror_lower
+from genre_nb.collaborative_filtering import (BPR, EASE, IALS, SPACES, ItemKNN, MultVAE, RP3Beta, SoftmaxMF, Space, UserKNN, annealed,
+                                              bpr_loss, ease_weights, fold_in, fusion_space, gaussian_kl, keep_heaviest, keep_largest,
+                                              largest, mirror_lower, multinomial_loss, pool, softmax_loss, time_span, tune_baseline,
+                                              without_target)
 from genre_nb.datasets import RecDataset, Requests
 from genre_nb.evaluation import evaluate_lists
-from genre_nb.retrieval import Popularity, seen
+from genre_nb.retrieval import RETRIEVERS, Fusion, Popularity, Retriever
 
 
 def dataset(matrix):
@@ -84,13 +89,26 @@ def test_ease_against_double_precision():
     assert np.array_equal(got, ease_weights(matrix, 50.0))
 
 
-@pytest.mark.parametrize("stage", [ItemKNN(), EASE()])
+def strangers(matrix):
+    "Requests of people nobody knows, with these ticks."
+    n = matrix.shape[0]
+    return Requests(sp.csr_matrix(matrix, dtype=np.float32), np.full((n, 0), -1), [""] * n, np.zeros((n, 0), np.float32), np.full(n, -1))
+
+
+def everything(**fast):
+    "One of each, small and quick."
+    return [ItemKNN(), UserKNN(), RP3Beta(), EASE(20.0), IALS(factors=8, l2=1.0), BPR(factors=8, epochs=10, likes_per_step=64),
+            SoftmaxMF(factors=8, epochs=10, likes_per_step=64), SoftmaxMF(factors=8, epochs=10, negatives=15, likes_per_step=64),
+            MultVAE(hidden=32, latent=8, epochs=30, users_per_step=20, learning_rate=0.01)]
+
+
+@pytest.mark.parametrize("stage", [ItemKNN(), EASE(), UserKNN(), RP3Beta(), IALS(factors=4)])
 def test_strangers_and_cold_items_get_zero(stage):
     matrix = (np.random.default_rng(2).random((30, 12)) < 0.4).astype(np.float32)
     matrix[:, [3, 9]] = 0
     data = dataset(matrix)
     stage.fit(data)
-    assert not stage.scores(data.requests())[:, [3, 9]].any()
+    assert stage.scores(data.requests())[:, [3, 9]].abs().max() < 1e-6
     assert not stage.scores(Requests.from_texts(["anything"], 12)).any()
 
 
@@ -106,10 +124,325 @@ def test_recommendation_recovers_planted_groups():
     matrix = (rng.random((300, 40)) < np.where(group[:, None] == np.arange(40) % 4, 0.5, 0.02)).astype(np.float32)
     data = dataset(matrix)
     known = data.requests(np.flatnonzero(matrix.sum(1) >= 3))
-    for stage in (ItemKNN(), EASE(20.0)):
+    for stage in everything():
         first, _ = stage.fit(data).retrieve(known, 1)
-        assert (first[:, 0].numpy() % 4 == group[known.users]).mean() > 0.95
+        assert (first[:, 0].numpy() % 4 == group[known.users]).mean() > 0.95, stage.name
+        nameless, _ = stage.retrieve(strangers(known.history), 1)                     # nobody's name matters, only the history
+        assert torch.equal(first, nameless), stage.name
     assert (Popularity().fit(data).retrieve(known, 1)[0][:, 0].numpy() % 4 == group[known.users]).mean() < 0.6
+
+
+# ---------- user-kNN and RP3beta
+
+@given(matrices, st.floats(0, 20), st.integers(1, 9))
+@settings(max_examples=60, deadline=None)
+def test_user_knn_is_brute_force(matrix, shrinkage, neighbours):
+    data = dataset(matrix)
+    asked = (np.random.default_rng(1).random((3, matrix.shape[1])) < 0.5).astype(np.float32)
+    both, lengths = asked @ matrix.T, np.outer(np.sqrt(asked.sum(1)), np.sqrt(matrix.sum(1)))
+    near = np.divide(both, lengths + shrinkage, out=np.zeros_like(both), where=both > 0)
+    stage = UserKNN(neighbours, shrinkage).fit(data)
+    if neighbours >= len(matrix): assert np.allclose(stage.scores(strangers(asked)).numpy(), near @ matrix, atol=1e-5)
+    kept = stage._nearest(sp.csr_matrix(asked), data.matrix("train").T.tocsr(), np.sqrt(matrix.sum(1)))
+    for row, wanted in zip(kept, near):                                                # near-ties may swap, their values not
+        wanted = np.sort(wanted[wanted > 0])[-neighbours:]
+        assert np.allclose(np.sort(row.data), wanted, atol=1e-5)
+
+
+def test_user_knn_keeps_the_nearest_and_blocks_agree():
+    rng = np.random.default_rng(0)
+    matrix = (rng.random((400, 30)) < 0.2).astype(np.float32)
+    data, stage = dataset(matrix), UserKNN(7, 3.0)
+    stage.fit(data)
+    both = matrix @ matrix.T
+    near = both / (np.outer(np.sqrt(matrix.sum(1)), np.sqrt(matrix.sum(1))) + 3.0)
+    got = stage.scores(data.requests()).numpy()
+    for u in range(0, 400, 37):
+        order = np.argsort(-near[u].astype(np.float32), kind="stable")[:7]
+        assert np.isclose(got[u].sum(), (near[u, order][:, None] * matrix[order]).sum(), rtol=1e-2)     # near-ties may swap people of another length
+    stage.block = 33
+    assert np.array_equal(stage.scores(data.requests()).numpy(), got)
+
+
+@given(matrices, st.floats(0, 2), st.floats(0, 1.5))
+@settings(max_examples=60, deadline=None)
+def test_rp3beta_counts_walks(matrix, alpha, beta):
+    data, n = dataset(matrix), matrix.shape[1]
+    fans, owned = np.maximum(matrix.sum(0), 1), np.maximum(matrix.sum(1), 1)
+    walk = (matrix / fans[None] ** alpha).T @ (matrix / owned[:, None] ** alpha) / fans[None] ** beta * (1 - np.eye(n))
+    assert np.allclose(RP3Beta(alpha, beta, n).fit(data).scores(data.requests()).numpy(), matrix @ walk, atol=1e-4)
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.integers(1, 12))
+@settings(max_examples=100, deadline=None)
+def test_largest(values, k):
+    values = np.array(values, float)
+    assert largest(values, k).tolist() == sorted(np.argsort(-values, kind="stable")[:k].tolist())
+
+
+# ---------- EASE, kept small
+
+def test_keep_heaviest_and_saving_of_ease():
+    matrix = (np.random.default_rng(3).random((80, 40)) < 0.2).astype(np.float32)
+    data = dataset(matrix)
+    full, few = EASE(5.0).fit(data), EASE(5.0, keep=6).fit(data)
+    for j in range(40):
+        heavy = np.sort(np.abs(full.weights[:, j]))[-6:]
+        assert np.allclose(np.sort(np.abs(few.weights[:, [j]].toarray().ravel()))[-6:], heavy) and few.weights[:, [j]].nnz == 6
+    assert np.allclose(keep_heaviest(full.weights, 40, block=7).toarray(), full.weights)
+    assert np.allclose(EASE(5.0, keep=999).fit(data).weights.toarray(), full.weights)
+    sizes = [sum(a.nbytes for a in stage.state()[0].values()) for stage in (full, few)]
+    assert sizes[0] < 12 * matrix.sum() + 8 * 81 and sizes[1] < 8 * 6 * 40 + 4 * 41 + 100
+    with pytest.raises(ValueError, match="keep must be at least 1"): EASE(keep=0)
+
+
+def test_ease_reads_states_that_hold_the_whole_table():
+    data = dataset((np.random.default_rng(3).random((20, 6)) < 0.4).astype(np.float32))
+    stage = EASE(5.0).fit(data)
+    old = Retriever.from_state({"weights": stage.weights}, {"kind": "ease", "n_items": 6, "options": {"l2": 5.0}, "facts": {}})
+    assert torch.equal(old.scores(data.requests()), stage.scores(data.requests()))
+
+
+# ---------- factors
+
+@given(matrices, st.floats(0, 40), st.floats(0.1, 20))
+@settings(max_examples=40, deadline=None)
+def test_fold_in_is_the_minimum_over_all_cells(matrix, alpha, l2):
+    V, matrix = np.random.default_rng(0).normal(size=(matrix.shape[1], 3)), matrix.astype(np.float64)
+    W = fold_in(sp.csr_matrix(matrix), V, alpha, l2)
+    gradient = -2 * ((1 + alpha * matrix) * (matrix - W @ V.T)) @ V + 2 * l2 * W
+    assert np.abs(gradient).max() < 1e-8 * (1 + alpha + l2)
+
+
+def test_ials_is_a_fixed_point_and_folds_in_as_the_library_does():
+    matrix = (np.random.default_rng(0).random((40, 25)) < 0.25).astype(np.float32)
+    data = dataset(matrix)
+    stage = IALS(factors=4, alpha=3.0, l2=2.0, iterations=300).fit(data)
+    W = fold_in(data.matrix("train"), stage.vectors, 3.0, 2.0)
+    items = fold_in(data.matrix("train").T.tocsr(), W, 3.0, 2.0)                       # the reverse problem
+    assert np.allclose(items, stage.vectors, atol=2e-3)
+    assert np.array_equal(stage.vectors, IALS(factors=4, alpha=3.0, l2=2.0, iterations=300).fit(data).vectors)
+    from implicit.cpu.als import AlternatingLeastSquares
+    library = AlternatingLeastSquares(factors=4, regularization=2.0, num_threads=1)
+    library.item_factors = stage.vectors
+    assert np.allclose(library.recalculate_user(np.arange(40), data.matrix("train") * 4.0), W, atol=1e-4)
+
+
+def test_ials_without_its_library_says_what_to_install(monkeypatch):
+    data = dataset(np.eye(4, dtype=np.float32))
+    arrays, meta = IALS(factors=2).fit(data).state()
+    real = builtins.__import__
+
+    def missing(name, *rest):
+        if name.startswith("implicit"): raise ImportError(f"No module named {name!r}")
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(ImportError, match=r"pip install 'genre_nb\[als\]'"): IALS().fit(data)
+    assert IALS.from_state(arrays, meta).scores(data.requests()).shape == (4, 4)        # answers without it
+
+
+def test_losses_against_their_definitions():
+    rng = torch.Generator().manual_seed(0)
+    liked, others = torch.randn(6, generator=rng), torch.randn(6, 9, generator=rng)
+    assert torch.allclose(bpr_loss(liked, others[:, 0]), -torch.sigmoid(liked - others[:, 0]).log())
+    assert torch.allclose(softmax_loss(liked, others), -torch.cat([liked[:, None], others], 1).log_softmax(1)[:, 0], atol=1e-6)
+    for score in (1e4, -1e4): assert softmax_loss(torch.tensor([score]), torch.zeros(1, 3)).isfinite().all()
+    nothing = torch.full((1, 2), -1e9, requires_grad=True)
+    softmax_loss(torch.zeros(1), nothing).sum().backward()
+    assert nothing.grad.isfinite().all()
+    logits, likes = torch.randn(4, 7, generator=rng), (torch.rand(4, 7, generator=rng) < 0.5).float()
+    assert torch.allclose(multinomial_loss(logits, likes), -(likes * logits.softmax(1).log()).sum(1), atol=1e-5)
+    mean, log_variance = torch.randn(4, 3, generator=rng), torch.randn(4, 3, generator=rng)
+    guess, prior = torch.distributions.Normal(mean, (log_variance / 2).exp()), torch.distributions.Normal(0.0, 1.0)
+    assert torch.allclose(gaussian_kl(mean, log_variance), torch.distributions.kl_divergence(guess, prior).sum(1), atol=1e-5)
+    assert annealed(0.0, 0.0, 0.3) == 0.0 and annealed(0.9, 0.0, 0.3) == 0.3
+
+
+@given(matrices)
+@settings(max_examples=60, deadline=None)
+def test_histories_without_the_target(matrix):
+    users, items = np.nonzero(matrix)
+    Q = torch.randn(matrix.shape[1], 3, generator=torch.Generator().manual_seed(0))
+    for power in (0.0, 0.5, 1.0):
+        got = pool(*without_target(sp.csr_matrix(matrix), users, items), Q, power)
+        for row, u, i in zip(got, users, items):
+            others = [j for j in np.flatnonzero(matrix[u]) if j != i]
+            assert torch.allclose(row, Q[others].sum(0) / max(len(others), 1) ** power, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [lambda **o: BPR(factors=4, epochs=2, **o), lambda **o: SoftmaxMF(factors=4, epochs=2, **o),
+                                  lambda **o: SoftmaxMF(factors=4, epochs=2, negatives=3, **o), lambda **o: MultVAE(hidden=8, latent=2, epochs=2, **o)])
+def test_same_seed_same_model_and_training_helps(make):
+    data = dataset((np.random.default_rng(4).random((60, 20)) < 0.3).astype(np.float32))
+    one, two, other = (make(seed=s).fit(data) for s in (1, 1, 2))
+    for name in one.learned: assert np.array_equal(getattr(one, name), getattr(two, name))
+    assert not np.array_equal(one.scores(data.requests()).numpy(), other.scores(data.requests()).numpy())
+    long = make(seed=1)
+    long.epochs, long.learning_rate = 30, 0.01
+    assert long.fit(data).log[-1] < long.log[0]
+
+
+def test_every_stage_is_saved_and_loaded_and_takes_awkward_histories():
+    matrix = (np.random.default_rng(5).random((50, 30)) < 0.25).astype(np.float32)
+    matrix[:, 4] = 0
+    matrix[7] = 0
+    data = dataset(matrix)
+    asked = strangers(np.vstack([np.zeros(30), np.ones(30), np.eye(30)[4], matrix[0]]))
+    for stage in everything():
+        stage.fit(data)
+        arrays, meta = stage.state()
+        again = Retriever.from_state(arrays, json.loads(json.dumps(meta)))
+        assert type(again) is type(stage) and RETRIEVERS[stage.kind] is type(stage)
+        scores = stage.scores(asked)
+        assert torch.equal(again.scores(asked), scores) and scores.dtype == torch.float32
+        assert scores.shape == (4, 30) and scores.isfinite().all() and not scores[0].any(), stage.name
+        assert stage.scores(strangers(np.zeros((2, 30)))).abs().sum() == 0 and stage.scores(asked[:0]).shape == (0, 30)
+        with pytest.raises(ValueError, match="was fitted on 30"): stage.scores(Requests.from_texts("x", 29))
+
+
+def test_new_refusals():
+    for call, message in ((lambda: UserKNN(0), "at least 1"), (lambda: UserKNN(shrinkage=-1), "negative"), (lambda: RP3Beta(alpha=-1), "negative"),
+                          (lambda: RP3Beta(neighbours=0), "at least 1"), (lambda: IALS(factors=0), "at least 1"), (lambda: IALS(alpha=-1), "negative"),
+                          (lambda: BPR(epochs=0), "epochs must be at least 1"), (lambda: BPR(learning_rate=0), "above 0"),
+                          (lambda: SoftmaxMF(negatives=0), "negatives"), (lambda: MultVAE(dropout=1.0), "below 1"), (lambda: MultVAE(beta=-1), "negative")):
+        with pytest.raises(ValueError, match=message): call()
+
+
+# ---------- the race
+
+def small_race():
+    rng = np.random.default_rng(6)
+    group = rng.integers(0, 3, 90)
+    matrix = rng.random((90, 24)) < np.where(group[:, None] == np.arange(24) % 3, 0.5, 0.05)
+    user, item = np.nonzero(matrix)
+    ticks = pd.DataFrame({"user_id": user, "item_id": item, "timestamp": rng.integers(0, 1000, len(user)),
+                          "split": rng.choice(["train", "valid"], len(user), p=[0.7, 0.3])})
+    data = RecDataset(ticks, pd.DataFrame({"item_id": range(24), "title": [f"thing number {i} of {i % 3}" for i in range(24)]}))
+    users = np.flatnonzero((np.diff(data.matrix("valid").indptr) > 0) & (np.diff(data.matrix("train").indptr) > 0))
+    return data, data.requests(users), data.matrix("valid")[users]
+
+
+def test_every_space_can_be_tuned():
+    data, requests, relevant = small_race()
+    values = {}
+    for name, space in SPACES.items():
+        if "epochs" in space.grid: space = Space(space.make, {**space.grid, "epochs": (3,), **({"hidden": (16,)} if "hidden" in space.grid else {})})
+        stage, result = tune_baseline(space, data, requests, relevant, budget=2, seed=1)
+        assert len(result.trials) == min(2, np.prod([len(v) for v in space.grid.values()], dtype=int)) and stage.n_items == 24
+        lists, _ = stage.retrieve(requests, 10)
+        assert np.isclose(evaluate_lists(lists, relevant, n_items=24, ks=(10,)).mean("ndcg@10"), result.value)
+        values[name] = result.value
+        again, repeated = tune_baseline(space, data, requests, relevant, budget=2, seed=1)
+        assert repeated.best == result.best and repeated.value == result.value
+    assert values["ease"] > values["popularity"]
+    assert {"popularity", "popularity_decayed", "popularity_recent", "item_knn", "user_knn", "rp3beta", "ease", "ials", "bpr", "softmax_mf",
+            "mult_vae", "bm25", "tfidf", "dense"} == set(SPACES)
+
+
+def test_fusions_are_tuned_without_fitting_again():
+    data, requests, relevant = small_race()
+    members = {"ease": EASE(10.0).fit(data), "popularity": Popularity().fit(data)}
+    for how in ("zsum", "rrf"):
+        best, result = tune_baseline(fusion_space(members, how), data, requests, relevant, budget=12)
+        assert isinstance(best, Fusion) and best.how == how and best.members[0] is members["ease"]
+        alone = evaluate_lists(members["ease"].retrieve(requests, 10)[0], relevant, n_items=24, ks=(10,)).mean("ndcg@10")
+        assert result.value >= alone - 1e-9 and len(result.trials) == 5
+
+
+def test_clock_is_asked_for():
+    data = dataset(np.eye(4, dtype=np.float32))
+    with pytest.raises(ValueError, match="has no column 'timestamp'"): time_span(data)
+    assert time_span(small_race()[0]) > 900
+    assert {name for name, space in SPACES.items() if space.clock} == {"popularity_decayed", "popularity_recent"}
+
+
+def test_no_dense_table_of_users_and_items():
+    "Fitting and answering with 20,000 users stay far below the 1.6 GB that a dense table would take."
+    import tracemalloc
+    rng = np.random.default_rng(7)
+    n_users, n_items, n = 20_000, 20_000, 60_000
+    ticks = sp.csr_matrix((np.ones(n, np.float32), (rng.integers(0, n_users, n), rng.integers(0, n_items, n))), shape=(n_users, n_items))
+    ticks.data[:] = 1.0
+
+    class Table:
+        name = "table"
+
+        def __init__(self): self.n_items = n_items
+
+        def matrix(self, *splits): return ticks
+
+    asked = strangers(ticks[:64])
+    tracemalloc.start()
+    for stage in (ItemKNN(20), UserKNN(20), RP3Beta(neighbours=20), IALS(factors=4, iterations=1)): stage.fit(Table()).scores(asked)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 300e6, peak
+
+
+# ---------- benchmarks/baselines.py
+
+@pytest.fixture(scope="module")
+def benchmark():
+    import importlib.util
+    import sys
+    spec = importlib.util.spec_from_file_location("baselines", Path(__file__).parents[1] / "benchmarks" / "baselines.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["baselines"] = module                          # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    from genre_nb.simulation import World
+    return World("ecommerce", "en", n_users=120, n_items=90, seed=0).dataset().to_folder(tmp_path_factory.mktemp("shop"))
+
+
+def run(benchmark, monkeypatch, *options):
+    monkeypatch.setattr("sys.argv", ["baselines.py", *map(str, options)])
+    threads = torch.get_num_threads()
+    benchmark.main()
+    torch.set_num_threads(threads)
+
+
+def test_benchmark_tunes_and_goes_on(benchmark, shop, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "baselines.json"
+    common = ("--data", shop, "--budget", 2, "--out", out)
+    run(benchmark, monkeypatch, *common, "--only", "popularity,ease")
+    first = json.loads(out.read_text())["baselines"]
+    assert set(first) == {"popularity", "ease"} and first["ease"]["trials"] == 2
+    low, mean, high = (first["ease"]["test"]["ndcg@10"][k] for k in ("low", "mean", "high"))
+    assert 0 <= low <= mean <= high <= 1 and first["ease"]["settings"]["l2"] in SPACES["ease"].grid["l2"]
+    monkeypatch.setattr(benchmark, "SPACES", {name: SPACES[name] for name in ("popularity", "ease", "item_knn", "bm25")})
+    run(benchmark, monkeypatch, *common)
+    both = json.loads(out.read_text())["baselines"]
+    assert {n: both[n] for n in first} == first                                      # finished ones are not done again
+    fusions = [n for n in both if "(" in n]
+    assert len(fusions) == 2 and all("bm25" in n for n in fusions) and "nDCG@10" in capsys.readouterr().out
+    best = both["ease"]["settings"]                                                   # the figures are those of the chosen settings
+    data = RecDataset.from_folder(shop)
+    history = data.matrix("train", "valid")
+    later = sp.csr_matrix(data.matrix("test") - data.matrix("test").multiply(history))
+    later.eliminate_zeros()
+    users = np.flatnonzero((np.diff(later.indptr) > 0) & (np.diff(data.matrix("train").indptr) > 0))
+    lists, _ = EASE(**best).fit(data).retrieve(data.requests(users, ("train", "valid")), 10)
+    assert np.isclose(evaluate_lists(lists, later[users], n_items=data.n_items, ks=(10,)).mean("ndcg@10"), both["ease"]["test"]["ndcg@10"]["mean"])
+    with pytest.raises(SystemExit, match="made with other options"): run(benchmark, monkeypatch, *common, "--seed", 1)
+    with pytest.raises(SystemExit, match="choose from"): run(benchmark, monkeypatch, "--data", shop, "--only", "magic")
+
+
+def test_benchmark_hides_cold_items(benchmark, shop, monkeypatch):
+    data = benchmark.load(shop, "item-cold", 0)
+    part = np.asarray(data.item_part)
+    for split, history in (("valid", ("train",)), ("test", ("train", "valid"))):
+        question = benchmark.ask(data, split, history, "item-cold", 0, 0)
+        assert set(part[np.unique(question.relevant.indices)]) == {split}             # what is to be found lies in this part
+        assert not (set(part[np.unique(question.requests.history.indices)]) & {split, "test"})
+        assert question.allowed.tolist() == (part == split).tolist()
+    assert set(benchmark.taking_part(data, "item-cold", None, True)) == {"bm25", "tfidf", "dense"}
+    assert "popularity_decayed" not in benchmark.taking_part(data, "warm", None, False)
+    assert len(benchmark.ask(data, "test", ("train",), "warm", 10, 0).requests) == 10
 
 
 # ---------- real data, where it is present: the published protocol, figures known beforehand

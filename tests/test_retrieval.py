@@ -36,7 +36,7 @@ def generate(requests): return [["light tent", "trail shoes"] for _ in range(len
 def encode(texts): return np.array([[len(t), t.count("e") + 1, t.count("o")] for t in texts], dtype=float)
 
 
-BUILDERS = {"popularity": Popularity, "decayed": lambda: Popularity(half_life=30), "bm25": BM25, "titles": lambda: BM25(history_field="title"),
+BUILDERS = {"popularity": Popularity, "decayed": lambda: Popularity(half_life=30), "recent": lambda: Popularity(window=30), "bm25": BM25, "titles": lambda: BM25(history_field="title"),
             "tfidf": TFIDF, "dense": lambda: Dense(size=4), "encoder": lambda: Dense(encode), "generated": lambda: Generated(generate),
             "hit": lambda: Generated(generate, TFIDF(), combine="max"), "item_knn": lambda: ItemKNN(3, 1.0), "ease": lambda: EASE(5.0),
             "rrf": lambda: Fusion([BM25(), EASE(5.0)]), "zsum": lambda: Fusion([Dense(size=3), Popularity(), ItemKNN()], how="zsum", weights=[1, 0.5, 2]),
@@ -139,7 +139,7 @@ def test_bad_arguments(data):
     popularity = Popularity().fit(data)
     for wrong, message in ((torch.ones(8), "must be boolean"), (torch.ones(7, dtype=torch.bool), r"\(8,\) or \(19, 8\)")):
         with pytest.raises(ValueError, match=message): popularity.retrieve(data.requests(), allowed=wrong)
-    for call, message in ((lambda: popularity.retrieve(data.requests(), 0), "at least 1"), (lambda: Popularity(half_life=0), "above 0"),
+    for call, message in ((lambda: popularity.retrieve(data.requests(), 0), "at least 1"), (lambda: Popularity(half_life=0), "above 0"), (lambda: Popularity(window=-1), "window must be above 0"),
                           (lambda: BM25(half_life="soon"), "half_life"), (lambda: BM25(method="x"), "choose from"), (lambda: BM25(history_field="x"), "history_field"),
                           (lambda: Dense(size=0), "size"), (lambda: Fusion([]), "at least one"), (lambda: Fusion([BM25()], how="x"), "rrf"),
                           (lambda: Fusion([BM25()], weights=[1, 2]), "2 weights for 1"), (lambda: Generated(combine="x"), "combine")):
@@ -160,6 +160,8 @@ def test_popularity_counts_each_user_once(data):
     twice = RecDataset(table, ITEMS)
     assert Popularity().fit(twice).counts.tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
     assert np.allclose(Popularity(half_life=10).fit(twice).counts[:2], [0.5, 1.0])
+    assert Popularity(window=9).fit(twice).counts[:2].tolist() == [0, 1] and Popularity(window=10).fit(twice).counts[:2].tolist() == [1, 1]
+    assert np.allclose(Popularity(half_life=10, window=10).fit(twice).counts[:2], [0.5, 1.0])
     with pytest.raises(ValueError, match="timestamp"): Popularity(half_life=1).fit(RecDataset(table.drop(columns="timestamp").drop(index=0), ITEMS))
 
 
