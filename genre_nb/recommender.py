@@ -39,7 +39,7 @@ from .retrieval import BM25, RETRIEVERS, TFIDF, Dense, Fusion, Generated, Popula
 __all__ = ['Say', 'REGISTRIES', 'FIRST_STAGES', 'SINGLE_STAGES', 'COLD_STAGES', 'TEXT_STAGES', 'PROTOCOLS', 'NETWORKS', 'FORMAT',
            'GenreConfig', 'known_options', 'explain_error', 'register', 'source_of', 'blend', 'single_stages',
            'stage_names', 'make_stage', 'Nearest', 'TowerPair', 'Towers', 'train_towers', 'tower_loss', 'tower_exam',
-           'Judge', 'condition', 'Writer', 'Match', 'Question', 'with_splits', 'known_by', 'relabelled', 'Warm',
+           'Judge', 'condition', 'Writer', 'Match', 'Question', 'relabelled', 'with_splits', 'known_by', 'Warm',
            'item_folds', 'Only', 'draw_cold_items', 'ItemCold', 'UserCold', 'Irgan', 'cross_fit_by', 'Trained',
            'check_parts', 'Settings', 'StageFitting', 'PlayerFitting', 'WeightFitting', 'Fitting', 'Requesting',
            'Retrieving', 'Ranking', 'Asking', 'Report', 'plain', 'Comparing', 'Evaluating', 'whole_ranking',
@@ -514,19 +514,7 @@ class Question:
         requests = data.requests(users, history, config.max_history, config.profiles)
         return cls(requests, barred(data, users, history), later[users], allowed)
 
-# %% ../nbs/13_recommender.ipynb #84f68bba
-def with_splits(data: RecDataset) -> RecDataset:
-    "The data set itself, or split: per user in time where there are timestamps, else at random."
-    if data.splits and {"train", "valid", "test"} <= set(data.splits): return data
-    if data.splits: raise DataError(f"the splits are {', '.join(data.splits)}", "give all of train, valid and test, or no column 'split'", file=data.name, column="split")
-    return data.split_by_time(by="user") if "timestamp" in data.interactions else data.split_random(by="user")
-
-# %% ../nbs/13_recommender.ipynb #dc80c536
-def known_by(split: str) -> tuple[str, ...]:   # valid or test → splits that are history by then
-    "What came before."
-    return ("train",) if split == "valid" else ("train", "valid")
-
-
+# %% ../nbs/13_recommender.ipynb #64700703
 def relabelled(
     data: RecDataset,
     split: np.ndarray,   # (n,) names of splits, one for each row that stays
@@ -537,7 +525,25 @@ def relabelled(
     new.interactions = rows.assign(split=pd.Categorical(split, categories=SPLITS))
     return new
 
-# %% ../nbs/13_recommender.ipynb #80a28563
+
+def with_splits(data: RecDataset, seed: int = 0) -> RecDataset:
+    "The data set itself, or split: per user in time where there are timestamps, else at random; a tenth of train becomes valid where that is missing."
+    found, by_time = set(data.splits), "timestamp" in data.interactions
+    if {"train", "valid", "test"} <= found: return data
+    if not found: return data.split_by_time(by="user") if by_time else data.split_random(seed=seed, by="user")
+    if found != {"train", "test"}: raise DataError(f"the splits are {', '.join(data.splits)}", "give train and test, perhaps valid, or no column 'split'", file=data.name, column="split")
+    split, train = np.asarray(data.interactions["split"], dtype=object), data.rows("train")
+    part = relabelled(data, split[train], train)
+    dealt = part.split_by_time(0.1, 0.0, by="user") if by_time else part.split_random(0.1, 0.0, seed=seed, by="user")
+    split[train] = dealt.interactions["split"]
+    return relabelled(data, split)
+
+# %% ../nbs/13_recommender.ipynb #a95398b5
+def known_by(split: str) -> tuple[str, ...]:   # valid or test → splits that are history by then
+    "What came before."
+    return ("train",) if split == "valid" else ("train", "valid")
+
+# %% ../nbs/13_recommender.ipynb #895b87ba
 class Warm:
     "Fit on train, choose on valid, read test once: users and items are known, candidates are all items minus the history."
 
@@ -549,7 +555,7 @@ class Warm:
 
     def prepare(self, data: RecDataset, seed: int) -> RecDataset:
         "Rows dealt to train, valid and test. Raises: DataError that names what is missing."
-        return with_splits(data)
+        return with_splits(data, seed)
 
     def view(self, data: RecDataset) -> RecDataset:   # prepared data
         "What models may be fitted on: its split `train`."
@@ -632,7 +638,7 @@ class ItemCold(Warm):
         hidden[fold.interactions["item"].to_numpy()[fold.rows("valid")]] = True
         return fold, Only(first, hidden)
 
-# %% ../nbs/13_recommender.ipynb #7a760ca6
+# %% ../nbs/13_recommender.ipynb #7b5310f5
 class UserCold(Warm):
     "Users of the part are unseen in training; their train rows are their history when they ask."
 
@@ -640,7 +646,7 @@ class UserCold(Warm):
 
     def prepare(self, data: RecDataset, seed: int) -> RecDataset:
         "The splits as they are, and each user's part."
-        new = copy.copy(with_splits(data))
+        new = copy.copy(with_splits(data, seed))
         new.user_part = data.split_user_cold(seed=seed).user_part
         return new
 
@@ -660,7 +666,7 @@ class UserCold(Warm):
         "Rows of the users of a part."
         return (data.user_part == part).to_numpy()[data.interactions["user"].to_numpy()]
 
-# %% ../nbs/13_recommender.ipynb #124b5a0d
+# %% ../nbs/13_recommender.ipynb #0cab08ab
 class Irgan(Warm):
     "IRGAN's evaluation: ratings from 4, all items minus training positives, cuts 3, 5 and 10, MAP and MRR of the whole ranking."
 
@@ -672,7 +678,7 @@ class Irgan(Warm):
             raise DataError("there is no such column", "add ratings, or use the protocol 'warm'", file=f"{data.name}: protocol 'irgan'", column="rating")
         if data.positive_rating != 4: raise DataError(f"ratings count as liked from {data.positive_rating:g} here, under 'irgan' from 4",
                                                       "leave positive_rating at 4", file=data.name, column="rating")
-        if set(data.splits) != {"train", "test"}: return with_splits(data)
+        if set(data.splits) != {"train", "test"}: return with_splits(data, seed)
         split = np.asarray(data.interactions["split"], dtype=object)
         rows = np.random.default_rng([seed, 5]).permutation(np.flatnonzero(split == "train"))
         split[rows[: len(rows) // 5]] = "valid"
@@ -1086,7 +1092,7 @@ class Asking(Ranking):
         table["generated"] = [texts[i] for i in close.argmax(0).tolist()]
         return table
 
-# %% ../nbs/13_recommender.ipynb #13b830e4
+# %% ../nbs/13_recommender.ipynb #6e9b4624
 @dataclass
 class Report:
     "What was measured on test."
@@ -1114,7 +1120,7 @@ class Report:
 
     def table(self, metrics: Sequence[str] | None = None) -> pd.DataFrame:
         "One row per system; None: the metrics that are usual under this protocol."
-        usual = ("ndcg@5", "ndcg@10", "precision@5", "precision@10", "map", "mrr") if self.protocol == "irgan" else ("ndcg@10", "precision@10", "recall@10", "hit_rate@1", "coverage@10")
+        usual = ("precision@5", "ndcg@5", "ndcg@10", "map", "mrr") if self.protocol == "irgan" else ("ndcg@10", "precision@10", "recall@10", "hit_rate@1", "coverage@10")
         known = next(iter(self.systems.values())).metrics
         return comparison_table(self.systems, metrics or [m for m in usual if m in known])
 

@@ -430,11 +430,22 @@ def test_irgan_leaves_low_ratings_in_as_sure_misses():
     assert protocol.lists(data, None)[0].interactions["positive"].all(), "nothing is barred in training lists either"
 
 
+@pytest.mark.parametrize("timed", [True, False])
+def test_a_missing_valid_part_comes_from_train(timed):
+    rows = pd.DataFrame({"user_id": np.repeat(range(4), 12), "item_id": np.tile(range(12), 4), "split": (["train"] * 10 + ["test"] * 2) * 4})
+    if timed: rows["timestamp"] = np.tile(range(12), 4)
+    data = PROTOCOLS["warm"].prepare(RecDataset(rows, pd.DataFrame({"item_id": range(12), "title": list("abcdefghijkl")})), 0)
+    counts = data.interactions.groupby(["user", "split"], observed=True).size().unstack()
+    assert (counts == pd.Series({"train": 9, "valid": 1, "test": 2})).all().all()
+    valid = data.interactions[data.interactions["split"] == "valid"]
+    assert (rows["split"][valid.index] == "train").all() and (not timed or (valid["item"] == 9).all()), "the newest of train"
+
+
 @pytest.mark.parametrize("name, change, message", [
     ("irgan", dict(drop="rating"), "protocol 'irgan', column 'rating': there is no such column"),
     ("irgan", dict(positive_rating=3), "liked from 3 here, under 'irgan' from 4"),
     ("item-cold", dict(item_part=pd.DataFrame({"item_id": [0], "part": ["test"]})), "item_cold.csv, column 'part': no item is in the part 'valid'"),
-    ("warm", dict(split={"valid": "train"}), "the splits are train, test"),
+    ("warm", dict(split={"test": "valid"}), "the splits are train, valid"),
 ])
 def test_protocols_say_what_is_missing(name, change, message):
     drop, split = change.pop("drop", None), change.pop("split", None)
