@@ -38,9 +38,9 @@ from .retrieval import BM25, RETRIEVERS, TFIDF, Dense, Fusion, Generated, Popula
 # %% auto #0
 __all__ = ['Say', 'REGISTRIES', 'FIRST_STAGES', 'SINGLE_STAGES', 'COLD_STAGES', 'TEXT_STAGES', 'PROTOCOLS', 'NETWORKS', 'FORMAT',
            'GenreConfig', 'known_options', 'explain_error', 'register', 'source_of', 'blend', 'single_stages',
-           'stage_names', 'make_stage', 'Nearest', 'TowerPair', 'Towers', 'train_towers', 'tower_loss', 'tower_exam',
-           'Judge', 'condition', 'Writer', 'Match', 'Question', 'relabelled', 'with_splits', 'known_by', 'Warm',
-           'item_folds', 'Only', 'draw_cold_items', 'ItemCold', 'UserCold', 'Irgan', 'cross_fit_by', 'Trained',
+           'stage_names', 'make_stage', 'Nearest', 'TowerPair', 'TowerSettings', 'Towers', 'train_towers', 'tower_loss',
+           'tower_exam', 'Judge', 'condition', 'Writer', 'Match', 'Question', 'relabelled', 'with_splits', 'known_by',
+           'Warm', 'item_folds', 'Only', 'draw_cold_items', 'ItemCold', 'UserCold', 'Irgan', 'cross_fit_by', 'Trained',
            'check_parts', 'Settings', 'StageFitting', 'PlayerFitting', 'WeightFitting', 'Fitting', 'Requesting',
            'Retrieving', 'Ranking', 'Asking', 'Report', 'plain', 'Comparing', 'Evaluating', 'whole_ranking',
            'GenreRecommender', 'save_recommender', 'remove_tree', 'swap_in', 'load_recommender', 'check_given',
@@ -277,13 +277,11 @@ class TowerPair(nn.Module):
         "Scores."
         return self.log_scale.exp() * users @ items.T + self.user(self.stretch * users) @ self.item(self.stretch * items).T
 
-# %% ../nbs/13_recommender.ipynb #4034b413
-class Towers(Dense):
-    "Two towers on reduced TF-IDF: which texts please whom, learned from likes, for items without any (equation (3) of the lesson)."
+# %% ../nbs/13_recommender.ipynb #6b397584
+class TowerSettings(Dense):
+    "What can be set of `Towers`."
 
-    kind = "towers"
     options = ("width", "hidden", "dropout", "members", "epochs", "max_steps", "batch", "lr", "weight_decay", "pool", *Dense.options)
-    learned = (*Dense.learned, "nets")
 
     def __init__(
         self,
@@ -307,6 +305,17 @@ class Towers(Dense):
         self.width, self.hidden, self.dropout, self.members, self.epochs, self.max_steps = width, hidden, dropout, members, epochs, max_steps
         self.batch, self.lr, self.weight_decay, self.pool = batch, lr, weight_decay, pool
 
+    def pair(self) -> TowerPair:
+        "A pair of towers as they start."
+        return TowerPair(self.vectors.shape[1], self.width, self.hidden, self.dropout)
+
+# %% ../nbs/13_recommender.ipynb #bdbfdbf0
+class Towers(TowerSettings):
+    "Two towers on reduced TF-IDF: which texts please whom, learned from likes, for items without any (equation (3) of the lesson)."
+
+    kind = "towers"
+    learned = (*Dense.learned, "nets")
+
     def fit(self, data, splits=("train",)):
         "Encode the text of all items; learn from the likes of `splits`."
         super().fit(data, splits)
@@ -315,10 +324,6 @@ class Towers(Dense):
             nets = [train_towers(self, likes, member) for member in range(self.members)]
         self.nets = np.stack([nn.utils.parameters_to_vector(net.parameters()).detach().numpy() for net in nets])
         return self
-
-    def pair(self) -> TowerPair:
-        "A pair of towers as they start."
-        return TowerPair(self.vectors.shape[1], self.width, self.hidden, self.dropout)
 
     @torch.no_grad()
     def scores(self, requests):
@@ -367,7 +372,7 @@ def train_towers(
     if kept is not None: net.load_state_dict(kept)
     return net.eval()
 
-# %% ../nbs/13_recommender.ipynb #c99a9fc4
+# %% ../nbs/13_recommender.ipynb #1adc9b0b
 def tower_loss(
     net: TowerPair,
     user: np.ndarray,        # (B,) rows of `known`
@@ -388,7 +393,7 @@ def tower_loss(
     liked[torch.arange(len(user)), torch.from_numpy(target)] = False
     return torch.nn.functional.cross_entropy(scores.masked_fill(liked, -torch.inf), torch.from_numpy(target))
 
-
+# %% ../nbs/13_recommender.ipynb #01e6e410
 def tower_exam(
     likes: sp.csr_matrix,    # (U, I)
     held: np.ndarray,        # codes of the items that are kept aside
@@ -1181,7 +1186,7 @@ class Comparing(Asking):
         best, items = truth.masked_fill(shut, -torch.inf).topk(min(k, truth.shape[1]), dim=1)
         return torch.nn.functional.pad(items.masked_fill(best == -torch.inf, -1), (0, k - items.shape[1]), value=-1)
 
-# %% ../nbs/13_recommender.ipynb #04d5a082
+# %% ../nbs/13_recommender.ipynb #2832ea18
 class Evaluating(Comparing):
     "Test is read once."
 
@@ -1234,7 +1239,7 @@ class Evaluating(Comparing):
                 if self.protocol.whole: whole.setdefault(name, []).append(whole_ranking(items, part.relevant))
         return {name: self._judge(torch.cat(parts), pd.concat(whole[name]) if name in whole else None, question, ks) for name, parts in lists.items()}
 
-
+# %% ../nbs/13_recommender.ipynb #8406498e
 def whole_ranking(
     lists: Tensor,             # (B, I) item codes, best first, −1 at the end
     relevant: sp.csr_matrix,   # (B, I)
