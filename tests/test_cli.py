@@ -94,3 +94,66 @@ def test_the_package_imports_lightly():
     code = "import sys, torch, time; t = time.perf_counter(); import genre_nb; s = time.perf_counter() - t; " \
            "bad = [m for m in ('pytorch_lightning', 'transformers', 'faiss', 'jieba') if m in sys.modules]; assert not bad and s < 1, (bad, s)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# protocols
+
+def test_protocols_are_named_in_help_and_refused_when_wrong(folder, tmp_path):
+    wrong = runner.invoke(app, ["evaluate", "--data", str(folder / "data"), "--out", str(tmp_path / "o"), "--protocol", "cold"])
+    assert wrong.exit_code == 2 and all(name in wrong.output for name in ("warm", "item-cold", "user-cold", "irgan"))
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_model_is_not_asked_under_another_protocol(model, tmp_path):
+    result = runner.invoke(app, ["evaluate", "--model", str(model), "--out", str(tmp_path / "o"), "--protocol", "user-cold"])
+    assert result.exit_code == 1 and "fitted under the protocol 'warm'" in result.output.replace("\n", " ") and (model / "genre.json").exists()
+
+
+def test_irgan_without_ratings_is_answered(tmp_path):
+    import pandas as pd
+    World("ecommerce", "zh", 120, 120, 0).dataset().to_folder(tmp_path / "data")
+    table = pd.read_csv(tmp_path / "data" / "interactions.csv.gz", dtype=str)
+    table.drop(columns="rating", errors="ignore").to_csv(tmp_path / "data" / "interactions.csv.gz", index=False)
+    result = runner.invoke(app, ["fit", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "m"), "--protocol", "irgan"])
+    assert result.exit_code == 1 and "column 'rating'" in result.output and "protocol 'irgan'" in result.output
+
+
+def test_cold_items_are_drawn_written_and_found_again(folder, tmp_path, monkeypatch):
+    from genre_nb.cli import cold_items
+    from genre_nb.datasets import RecDataset
+    from genre_nb.recommender import GenreConfig
+    import pandas as pd
+    settings, heard = GenreConfig(protocol="item-cold"), []
+    World("ecommerce", "zh", 150, 150, 0).dataset().to_folder(tmp_path / "data")
+    drawn = cold_items(RecDataset.from_folder(tmp_path / "data"), tmp_path / "data", tmp_path / "out", settings, heard.append)
+    again = RecDataset.from_folder(tmp_path / "data")
+    assert (again.item_part == drawn.item_part).all() and again.item_part.value_counts().to_dict() == {"train": 105, "test": 30, "valid": 15}
+    assert "30 items drawn for test, 15 for valid" in heard[0] and not (tmp_path / "out").exists()
+    assert cold_items(again, tmp_path / "data", tmp_path / "out", settings, heard.append) is again and len(heard) == 1
+    (tmp_path / "data" / "item_cold.csv").unlink()
+    write = pd.DataFrame.to_csv
+    monkeypatch.setattr(pd.DataFrame, "to_csv", lambda self, path, **more: write(self, path, **more) if path.parent.name == "out" else (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    other = cold_items(RecDataset.from_folder(tmp_path / "data"), tmp_path / "data", tmp_path / "out", settings, heard.append)
+    assert (other.item_part == drawn.item_part).all() and "cannot be written (Permission denied)" in heard[1] and str(tmp_path / "out") in heard[2]
+
+
+def test_an_interrupted_evaluation_goes_on_with_its_model(folder, tmp_path, monkeypatch):
+    from genre_nb.recommender import GenreRecommender
+    (tmp_path / "data").mkdir()
+    for path in (folder / "data").iterdir(): (tmp_path / "data" / path.name).write_bytes(path.read_bytes())
+    call = ["evaluate", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "o"), "--config", str(folder / "tiny.yaml"), "--protocol", "user-cold"]
+    fits, fit, read = [], GenreRecommender.fit, GenreRecommender.read_test
+    monkeypatch.setattr(GenreRecommender, "fit", lambda self, *a, **k: fits.append(1) or fit(self, *a, **k))
+    monkeypatch.setattr(GenreRecommender, "read_test", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt()))
+    stopped = runner.invoke(app, call)
+    assert stopped.exit_code == 130 and "goes on" in stopped.output and (tmp_path / "o" / "running.json").exists() and len(fits) == 1
+    monkeypatch.setattr(GenreRecommender, "read_test", read)
+    done = runner.invoke(app, call)
+    assert done.exit_code == 0 and "going on" in done.output and len(fits) == 1, done.output
+    assert json.loads((tmp_path / "o" / "metrics.json").read_text(encoding="utf-8"))["protocol"] == "user-cold"
+    assert not (tmp_path / "o" / "running.json").exists() and not (tmp_path / "o" / "checkpoint_gan_off").exists()
+    monkeypatch.setattr(GenreRecommender, "read_test", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt()))
+    assert runner.invoke(app, call).exit_code == 130 and len(fits) == 2, "a finished run is not reused"
+    monkeypatch.setattr(GenreRecommender, "read_test", read)
+    changed = runner.invoke(app, call + ["--seed", "1"])
+    assert changed.exit_code == 0 and "starting anew" in changed.output and len(fits) == 3

@@ -1,8 +1,10 @@
 "The whole path on a tiny world: what is asked, what is answered, what is refused, what is on disk."
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,8 +15,10 @@ from torch import nn
 from genre_nb.adversarial import GanConfig
 from genre_nb.datasets import DataError, RecDataset
 from genre_nb.encoder import ENCODERS, EncoderConfig
+from genre_nb.evaluation import evaluate_lists
 from genre_nb.generator import LSTMGenerator
-from genre_nb.recommender import FIRST_STAGES, GenreConfig, GenreRecommender, blend, register, stage_names
+from genre_nb.recommender import (FIRST_STAGES, PROTOCOLS, GenreConfig, GenreRecommender, Nearest, Towers, blend, item_folds, register,
+                                  stage_names, whole_ranking)
 from genre_nb.reranking import RerankConfig
 from genre_nb.retrieval import RETRIEVERS, Dense, Popularity
 from genre_nb.simulation import World
@@ -330,3 +334,221 @@ def test_import_is_light():
             "assert not [m for m in ('pytorch_lightning', 'transformers', 'faiss', 'jieba') if m in sys.modules]")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# protocols
+
+def small_table(**more) -> RecDataset:
+    "Four users, six items, every row written out."
+    rows = [("a", 0, 5, "train"), ("a", 1, 2, "train"), ("a", 2, 4, "valid"), ("a", 3, 5, "test"),
+            ("b", 0, 4, "train"), ("b", 2, 5, "train"), ("b", 3, 1, "valid"), ("b", 4, 4, "test"),
+            ("c", 1, 5, "train"), ("c", 4, 5, "valid"), ("c", 5, 4, "test"),
+            ("d", 5, 4, "train"), ("d", 3, 4, "train"), ("d", 0, 4, "valid"), ("d", 1, 3, "test")]
+    table = pd.DataFrame(rows, columns=["user_id", "item_id", "rating", "split"])
+    items = pd.DataFrame({"item_id": range(6), "title": ["red shoe", "blue shoe", "red hat", "blue hat", "tent", "red tent"]})
+    return RecDataset(table, items, name="small", **more)
+
+
+def asked(question) -> dict:
+    "User → (history, candidates, what counts as found), from a stage that likes high codes."
+    class ByCode(Popularity):
+        kind = ""
+        def scores(self, requests): return torch.arange(requests.n_items).float().repeat(len(requests), 1)
+    stage = ByCode()
+    stage.n_items = question.requests.n_items
+    lists = question.lists(stage, stage.n_items)[0]
+    rows = {}
+    for i, user in enumerate(question.requests.users):
+        rows["abcd"[user]] = (set(question.requests.history[i].indices.tolist()), {c for c in lists[i].tolist() if c >= 0},
+                              set(question.relevant[i].indices.tolist()))
+    return rows
+
+
+def test_warm_asks_for_what_was_neither_liked_nor_rated_low():
+    protocol, settings = PROTOCOLS["warm"], config()
+    data = protocol.prepare(small_table(), 0)
+    assert protocol.view(data) is data
+    assert asked(protocol.question(data, "valid", settings)) == {
+        "a": ({0}, {2, 3, 4, 5}, {2}), "c": ({1}, {0, 2, 3, 4, 5}, {4}), "d": ({3, 5}, {0, 1, 2, 4}, {0})}
+    assert asked(protocol.question(data, "test", settings)) == {
+        "a": ({0, 2}, {3, 4, 5}, {3}), "b": ({0, 2}, {1, 4, 5}, {4}), "c": ({1, 4}, {0, 2, 3, 5}, {5})}
+
+
+def test_item_cold_knows_nothing_of_the_part_but_its_text():
+    part = pd.DataFrame({"item_id": [0, 3, 5], "part": ["test", "valid", "test"]})
+    protocol, settings = PROTOCOLS["item-cold"], config()
+    data = protocol.prepare(small_table(item_part=part), 0)
+    fitted_on = protocol.view(data).matrix("train")
+    assert not fitted_on[:, [0, 3, 5]].nnz and fitted_on.nnz == 5      # likes of 1, 2 and 4, whatever their split was
+    valid, test = (asked(protocol.question(data, split, settings)) for split in ("valid", "test"))
+    assert valid == {"a": ({2}, {3}, {3})}, "d likes item 3, too, but has no history outside the parts"
+    assert test == {"a": ({2, 3}, {0, 5}, {0}), "b": ({2, 4}, {0, 5}, {0}), "c": ({1, 4}, {0, 5}, {5}), "d": ({3}, {0, 5}, {0, 5})}
+
+
+def test_item_cold_cross_fitting_hides_whole_items():
+    data = PROTOCOLS["item-cold"].prepare(small_world(), 0)
+    hidden = []
+    for fold in item_folds(data, 3, 0):
+        known, asked_for = (set(np.unique(fold.interactions["item"][fold.rows(split)])) for split in ("train", "valid"))
+        assert known and asked_for and not known & asked_for
+        assert set(np.flatnonzero(data.item_part == "train")) >= known | asked_for, "no cold item is touched"
+        fold, first = PROTOCOLS["item-cold"].lists(fold, Popularity().fit(fold))
+        items = first.retrieve(fold.requests(np.arange(20)), 40)[0]
+        assert set(items[items >= 0].tolist()) <= asked_for, "candidates are hidden items only"
+        hidden.append(asked_for)
+    assert not set.intersection(*hidden) and len(set.union(*hidden)) > len(hidden[0]) * 2
+
+
+def test_user_cold_models_never_meet_the_user():
+    protocol, settings = PROTOCOLS["user-cold"], config()
+    data = protocol.prepare(small_world(), 0)
+    shares = data.user_part.value_counts(normalize=True)
+    assert abs(shares["test"] - 0.2) < 0.01 and abs(shares["valid"] - 0.1) < 0.01
+    view, cold = protocol.view(data), np.flatnonzero(data.user_part != "train")
+    assert not np.isin(view.interactions["user"], cold).any()
+    warm = np.flatnonzero(data.user_part == "train")
+    assert (view.matrix("train")[warm] != data.matrix("train")[warm]).nnz == 0
+    for split in ("valid", "test"):
+        question = protocol.question(data, split, settings)
+        users = question.requests.users
+        assert (data.user_part.to_numpy()[users] == split).all()
+        assert (question.requests.history != data.matrix("train")[users]).nnz == 0
+        assert (question.relevant != data.matrix("valid", "test")[users]).nnz == 0
+
+
+def test_irgan_leaves_low_ratings_in_as_sure_misses():
+    table = small_table()
+    table.interactions["split"] = table.interactions["split"].replace({"valid": "train"}).cat.set_categories(["train", "valid", "test"])
+    protocol, settings = PROTOCOLS["irgan"], config()
+    data = protocol.prepare(table, 0)
+    held = (data.interactions["split"] == "valid").to_numpy()
+    assert held.sum() == 11 // 5 and (table.interactions["split"][held] == "train").all(), "a fifth of train"
+    assert (data.interactions["split"] == protocol.prepare(table, 0).interactions["split"]).all()
+    assert (data.interactions["split"][~held].to_numpy() == table.interactions["split"][~held].to_numpy()).all()
+    assert asked(protocol.question(data, "test", settings)) == {
+        "a": ({0, 2}, {1, 3, 4, 5}, {3}), "b": ({0, 2}, {1, 3, 4, 5}, {4}), "c": ({1, 4}, {0, 2, 3, 5}, {5})}
+    assert protocol.lists(data, None)[0].interactions["positive"].all(), "nothing is barred in training lists either"
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_a_missing_valid_part_comes_from_train(timed):
+    rows = pd.DataFrame({"user_id": np.repeat(range(4), 12), "item_id": np.tile(range(12), 4), "split": (["train"] * 10 + ["test"] * 2) * 4})
+    if timed: rows["timestamp"] = np.tile(range(12), 4)
+    data = PROTOCOLS["warm"].prepare(RecDataset(rows, pd.DataFrame({"item_id": range(12), "title": list("abcdefghijkl")})), 0)
+    counts = data.interactions.groupby(["user", "split"], observed=True).size().unstack()
+    assert (counts == pd.Series({"train": 9, "valid": 1, "test": 2})).all().all()
+    valid = data.interactions[data.interactions["split"] == "valid"]
+    assert (rows["split"][valid.index] == "train").all() and (not timed or (valid["item"] == 9).all()), "the newest of train"
+
+
+@pytest.mark.parametrize("name, change, message", [
+    ("irgan", dict(drop="rating"), "protocol 'irgan', column 'rating': there is no such column"),
+    ("irgan", dict(positive_rating=3), "liked from 3 here, under 'irgan' from 4"),
+    ("item-cold", dict(item_part=pd.DataFrame({"item_id": [0], "part": ["test"]})), "item_cold.csv, column 'part': no item is in the part 'valid'"),
+    ("warm", dict(split={"test": "valid"}), "the splits are train, valid"),
+])
+def test_protocols_say_what_is_missing(name, change, message):
+    drop, split = change.pop("drop", None), change.pop("split", None)
+    data = small_table(**change)
+    if drop: data.interactions = data.interactions.drop(columns=drop)
+    if split: data.interactions["split"] = data.interactions["split"].replace(split)
+    with pytest.raises(DataError) as caught: PROTOCOLS[name].prepare(data, 0)
+    assert message in str(caught.value)
+
+
+def test_an_unknown_protocol_is_refused():
+    with pytest.raises(ValueError, match="'warm', 'item-cold', 'user-cold' or 'irgan'"): GenreConfig(protocol="cold")
+
+
+@pytest.mark.parametrize("name", ["item-cold", "user-cold", "irgan"])
+def test_every_system_runs_under_every_protocol(name, tmp_path):
+    data = small_world(120)
+    if name == "irgan": data.interactions["rating"] = np.where(data.interactions["positive"], 5.0, 2.0)
+    fitted = GenreRecommender(config(protocol=name)).fit(data)
+    report = fitted.evaluate()
+    assert report.protocol == name == report.to_dict()["protocol"]
+    assert {"genre", "genre_gan_off", "genre_features_only", "genre_text_only", "popularity", "bm25", "dense", "generated"} <= set(report.systems)
+    assert set(report.valid_ndcg) <= set(report.systems) and report.best_baseline in report.systems
+    if name == "item-cold":
+        assert {"tfidf", "nearest", "towers"} <= set(report.systems) and not {"ease", "item_knn"} & set(report.systems)
+        likes = fitted.behaviour.log_popularity[torch.from_numpy((fitted.data.item_part == "test").to_numpy(copy=True))]
+        assert (likes == 0).all() and report.systems["genre"].mean("cold_share@10") == 1.0
+    else: assert {"ease", "item_knn"} <= set(report.systems)
+    if name == "irgan": assert {"precision@3", "ndcg@5", "map", "mrr"} <= set(report.systems["genre"].metrics)
+    loaded = GenreRecommender.load(fitted.save(tmp_path / "m"))
+    ours, theirs = (r.question("test") for r in (fitted, loaded))
+    assert ours.requests.users.tolist() == theirs.requests.users.tolist() and (ours.relevant != theirs.relevant).nnz == 0
+    assert loaded.config.protocol == name and (fitted.view.matrix("train") != loaded.view.matrix("train")).nnz == 0
+    who = data.users["user_id"].iloc[:8].tolist()
+    pd.testing.assert_frame_equal(fitted.recommend(who), loaded.recommend(who))
+
+
+def test_the_whole_ranking_ends_with_every_item(data):
+    fitted = GenreRecommender(config(protocol="irgan"))
+    table = small_world(120)
+    table.interactions["rating"] = np.where(table.interactions["positive"], 5.0, 2.0)
+    fitted.fit(table)
+    fitted.gan_off = fitted.trained
+    question = fitted.question("test")[slice(0, 9)]
+    open_ = table.n_items - np.diff(question.requests.history.indptr)
+    for name, lists in fitted.systems(question, table.n_items):
+        assert [len(set(row[row >= 0].tolist())) for row in lists] == open_.tolist(), name
+        found = whole_ranking(lists, question.relevant)
+        for row, values in enumerate(found.itertuples()):   # trec_eval's definitions, item by item
+            good = set(question.relevant[row].indices)
+            places = [rank for rank, item in enumerate(lists[row].tolist(), 1) if item in good]
+            assert np.isclose(values.map, sum((n + 1) / place for n, place in enumerate(places)) / len(good))
+            assert np.isclose(values.mrr, 1 / places[0])
+
+
+def test_towers_understand_texts_of_items_without_likes():
+    rng = np.random.default_rng(0)
+    words = ["red scarlet crimson ruby", "blue azure navy cobalt", "green jade olive lime", "pink rose coral blush"]
+    partner = np.array([1, 0, 3, 2])   # who likes one red thing likes one blue thing: cosine cannot know
+    colour = np.arange(240) % 4
+    items = pd.DataFrame({"item_id": range(240), "title": [" ".join(rng.choice(words[c].split(), 2, replace=False)) for c in colour]})
+    pick = lambda c: rng.choice(np.flatnonzero((colour == c) & (np.arange(240) < 200)))
+    rows = [(user, pick(c)) for user in range(600) for c in (user % 4, partner[user % 4])]
+    data = RecDataset(pd.DataFrame(rows, columns=["user_id", "item_id"]).assign(split="train"), items)
+    towers = Towers(size=12, epochs=60, max_steps=300, members=1).fit(data)
+    history = np.zeros((4, 240), np.float32)
+    for own in range(4): history[own, np.flatnonzero(colour == own)[0]] = 1
+    from scipy import sparse
+    from genre_nb.datasets import Requests
+    asked = Requests(sparse.csr_matrix(history), np.full((4, 0), -1), [""] * 4, np.zeros((4, 0), np.float32), np.arange(4))
+    cold = torch.arange(240) >= 200
+    for stage, share in ((towers, True), (Dense().fit(data), False)):
+        lists = stage.retrieve(asked, 5, allowed=cold)[0].numpy()
+        right = np.mean([[colour[i] == partner[own] for i in row] for own, row in enumerate(lists)])
+        assert (right > 0.8) == share, (stage.kind, right)
+    again, other = (Towers(size=8, epochs=3, members=1, seed=s).fit(data).nets for s in (0, 1))
+    np.testing.assert_array_equal(again, Towers(size=8, epochs=3, members=1).fit(data).nets)
+    assert (again != other).any()
+    arrays, meta = towers.state()
+    torch.testing.assert_close(Towers.from_state(arrays, json.loads(json.dumps(meta))).scores(asked), towers.scores(asked))
+    nobody = Requests(sparse.csr_matrix((1, 240), dtype=np.float32), np.full((1, 0), -1), [""], np.zeros((1, 0), np.float32), np.array([-1]))
+    assert (towers.scores(nobody) == 0).all(), "who tells nothing gets no opinion"
+
+
+def test_nearest_is_a_power_mean():
+    data = PROTOCOLS["warm"].prepare(small_world(), 0)
+    stage = Nearest(neighbours=1000, power=3.0).fit(data)
+    requests = data.requests(np.arange(5), with_profile=False)
+    near = np.clip(stage.vectors @ stage.vectors.T, 0, None).astype(np.float64)
+    np.fill_diagonal(near, 0)
+    expected = [(near[row.indices] ** 3).sum(0) ** (1 / 3) for row in requests.history]
+    np.testing.assert_allclose(stage.scores(requests).numpy(), np.array(expected), atol=1e-4)
+    assert Nearest(neighbours=2).fit(data).weights.getnnz(axis=0).max() >= 2
+    for wrong in (dict(neighbours=0), dict(power=0)):
+        with pytest.raises(ValueError): Nearest(**wrong)
+
+
+def test_irgan_pins_the_evaluator():
+    folder = Path(os.environ.get("GENRE_DATA", "")) / "movielens-100k-irgan"
+    if not os.environ.get("GENRE_DATA") or not folder.is_dir(): pytest.skip("needs GENRE_DATA with movielens-100k-irgan")
+    protocol = PROTOCOLS["irgan"]
+    data = protocol.prepare(RecDataset.from_folder(folder), 0)
+    question = protocol.question(data, "test", config())
+    popular = Popularity().fit(data, ("train", "valid"))
+    found = evaluate_lists(question.lists(popular, 10)[0], question.relevant, n_items=data.n_items, ks=protocol.cuts)
+    assert len(question) == 456 and round(found.mean("precision@5"), 4) == 0.2338 and round(found.mean("ndcg@10"), 4) == 0.2403
