@@ -55,13 +55,14 @@ def lowest_codes(
 
 def ranks(
     scores: Tensor,   # (B, I) scores
-) -> Tensor:          # (B, I) int64 rank from 1; equal scores share the best of their ranks
+) -> Tensor:          # (B, I) int64 rank from 1; equal scores (to six digits) share the best of their ranks
     "Competition ranks of every row: 1 + the number of items with a strictly higher score."
     falling = -scores.numpy()
     order = np.argsort(falling, axis=1)
     ordered = np.take_along_axis(falling, order, axis=1)
     place = np.zeros_like(order)
-    place[:, 1:] = np.arange(1, order.shape[1]) * (ordered[:, 1:] > ordered[:, :-1])
+    largest = np.abs(np.where(np.isfinite(falling), falling, 0)).max(1, keepdims=True, initial=0)   # sums round differently from run to run
+    place[:, 1:] = np.arange(1, order.shape[1]) * (ordered[:, 1:] > ordered[:, :-1] + 1e-6 * largest)
     result = np.empty_like(order)
     np.put_along_axis(result, order, np.maximum.accumulate(place, axis=1) + 1, axis=1)
     return torch.from_numpy(result)
