@@ -23,7 +23,7 @@ from genre_nb.reranking import RerankConfig
 from genre_nb.retrieval import RETRIEVERS, Dense, Popularity
 from genre_nb.simulation import World
 
-TINY = dict(vocab_size=400, l2_grid=(100.0,))
+TINY = dict(min_frequency=2, vocab_size=400, l2_grid=(100.0,))
 
 
 def config(**more) -> GenreConfig:
