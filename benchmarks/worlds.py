@@ -74,9 +74,9 @@ def summary(runs: list[dict]) -> dict:
     lifts = {key: {"ndcg@10": paired_lift(pooled["genre"], pooled[over], "ndcg@10"),
                    "seeds": [paired_lift(e["genre"], e[over], "ndcg@10")["mean"] for e in each]} for key, over in OVER.items()}
     texts = {who: {m: [r["written"][who][m] for r in runs] for m in values} for who, values in runs[0]["written"].items()}
-    return {"seeds": len(runs), "seconds": float(np.mean([r["seconds"] for r in runs])), "best_baselines": [r["best_baseline"] for r in runs],
+    return {"seeds": len(runs), "seconds": float(np.mean([r["seconds"] for r in runs])), "best_baselines": [r["best_baseline"] for r in runs], "weights": [r["weights"] for r in runs],
             "systems": {n: e.summary() for n, e in pooled.items()}, **lifts,
-            "written": {who: {m: {"mean": float(np.mean(v)), "low": min(v), "high": max(v)} for m, v in values.items()} for who, values in texts.items()}}
+            "written": {who: {m: {"mean": float(np.mean(v)), "low": min(v), "high": max(v), "seeds": v} for m, v in values.items()} for who, values in texts.items()}}
 
 
 def show(name: str, found: dict) -> None:
