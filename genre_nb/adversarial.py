@@ -1206,7 +1206,7 @@ class Checkpoints(pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self.old is not None: signal.signal(signal.SIGINT, self.old)
 
-# %% ../nbs/08_adversarial.ipynb #940538be
+# %% ../nbs/08_adversarial.ipynb #5a54dec7
 class Progress(pl.Callback):
     "A progress bar, or a call of your own function with each health check."
 
@@ -1215,6 +1215,7 @@ class Progress(pl.Callback):
         self.seen = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: GenreGAN) -> None:
+        self.seen = max(len(pl_module.rows) - 1, 0)   # resumed: only the last check is told again
         if self.call is not None or not trainer.is_global_zero: return
         from tqdm import tqdm
         self.bar = tqdm(total=sum(pl_module.config.steps.values()), initial=pl_module.clock.step, leave=True)

@@ -169,8 +169,11 @@ def test_ctrl_c_leaves_a_usable_checkpoint(data, tokenizer, uninterrupted, tmp_p
         train_gan(data, tokenizer, small(), interests=["运动鞋"], checkpoint_dir=tmp_path,
                   trainer={"callbacks": [Stop(7, lambda: os.kill(os.getpid(), signal.SIGINT))], "checkpoint_every": 100})
     assert signal.getsignal(signal.SIGINT) is before
-    gan = train_gan(data, tokenizer, small(), interests=["运动鞋"], checkpoint_dir=tmp_path)
+    told = []
+    gan = train_gan(data, tokenizer, small(), interests=["运动鞋"], checkpoint_dir=tmp_path, progress=told.append)
     assert_same(weights(gan), weights(uninterrupted))
+    steps = [row["step"] for row in told]
+    assert steps == sorted(set(steps)) and 0 < steps[0] <= 8 and steps[-1] == gan.history["step"].max(), "told from where it goes on, not from the start"
 
 
 def test_a_finished_checkpoint_is_not_trained_again(data, tokenizer, uninterrupted, tmp_path):
