@@ -158,7 +158,7 @@ def batch_to(batch: TripleBatch, device: torch.device | str) -> TripleBatch:
     "The same batch on another device."
     return TripleBatch(*(field.to(device) for field in batch))
 
-# %% ../nbs/08_adversarial.ipynb #aea6f71e
+# %% ../nbs/08_adversarial.ipynb #04fccf5f
 class Likes:
     "Who liked what, sorted by user and (where there are timestamps) by time."
 
@@ -168,14 +168,14 @@ class Likes:
         splits: Sequence[str],                         # which rows
         pairs: sparse.csr_matrix | None = None,        # (U, I): keep only these pairs
     ):
-        rows = data.interactions[data.rows(*splits) & data.interactions["positive"].to_numpy()]
+        rows = data.interactions[data.rows(*splits) & data.interactions["positive"].to_numpy()].assign(row=lambda part: data.interactions.index.get_indexer(part.index))
         self.ordered = "timestamp" in rows
         if self.ordered: rows = rows.sort_values("timestamp", kind="stable")
         rows = rows.drop_duplicates(["user", "item"]).sort_values("user", kind="stable")
-        self.user, self.item = rows["user"].to_numpy(), rows["item"].to_numpy()
+        self.user, self.item, self.row = (rows[name].to_numpy() for name in ("user", "item", "row"))   # row: position in `data.interactions`
         if pairs is not None:
             keep = np.asarray(pairs.tocsr()[self.user, self.item]).ravel() > 0
-            self.user, self.item = self.user[keep], self.item[keep]
+            self.user, self.item, self.row = self.user[keep], self.item[keep], self.row[keep]
         self.start = np.searchsorted(self.user, np.arange(data.n_users + 1))
         self.matrix = sparse.csr_matrix((np.ones(len(self.user), np.float32), (self.user, self.item)),
                                         (data.n_users, data.n_items))
@@ -253,7 +253,7 @@ class Mismatches:
         "Which of these items are known to be liked by which of these users."
         return self.own[users][:, items].toarray() > 0
 
-# %% ../nbs/08_adversarial.ipynb #7947df81
+# %% ../nbs/08_adversarial.ipynb #155eb242
 def tokenize_texts(
     texts: Sequence[str],          # B texts, "" = none
     tokenizer: SubwordTokenizer,   # surface view
@@ -277,7 +277,7 @@ class Conditions:
         tokenizer: SubwordTokenizer,      # surface view
         config: GanConfig,                # max_text, p_text, p_history, query_share
         with_profile: bool = True,        # users' own interest texts, where they have one
-        context: Sequence[str] = (),      # numeric columns of `users`
+        context: Sequence[str] = (),      # numeric columns of `users`: what is usual for each of them
     ):
         from genre_nb.preprocessing import Analyzer
         self.tokenizer, self.config = tokenizer, config
@@ -294,9 +294,10 @@ class Conditions:
         history: np.ndarray,           # (B, N) item codes without them
         rng: np.random.Generator,      # random source
         asked: np.ndarray | None = None,   # (B,) bool: strangers who ask in words for this very item; None: not training
+        moment: Tensor | None = None,      # (B, F) context of this very like; None: what is usual for the user
     ) -> Condition:                    # B rows
         "In training, interests are invented and text or history hidden; without `asked`, exactly what a request of this user would bring."
-        cond = Condition(self.profile[users], torch.from_numpy(history), self.context[users])
+        cond = Condition(self.profile[users], torch.from_numpy(history), self.context[users] if moment is None else moment)
         if asked is None: return cond
         cond = self._write(cond, ~(cond.text >= UNK).any(1), history, rng)
         noise = torch.Generator().manual_seed(int(rng.integers(2**62)))
@@ -304,6 +305,18 @@ class Conditions:
         strangers = torch.from_numpy(asked)
         cond = cond._replace(history=cond.history.masked_fill(strangers[:, None], -1))
         return self._write(cond, strangers, items[:, None], rng)
+
+    def moments(
+        self,
+        likes: Likes,                     # L likes
+        data: RecDataset,                 # where they come from
+        context: Sequence[str],           # F fields
+    ) -> Tensor:                          # (L, F)
+        "The context of each like: its own where `interactions` has the column, else what is usual for its user."
+        values = self.context[torch.tensor(likes.user)]
+        for k, field in enumerate(context):
+            if field in data.interactions: values[:, k] = torch.from_numpy(data.interactions[field].to_numpy(np.float32)[likes.row])
+        return values
 
     def _write(self, cond: Condition, rows: Tensor, sources: np.ndarray, rng: np.random.Generator) -> Condition:
         "Give some rows an invented text made from the titles of `sources`."
@@ -395,7 +408,7 @@ def stack_batches(
     cond = Condition(*(torch.cat(field) for field in zip(*conds)))
     return TripleBatch(cond, torch.cat(real), torch.cat(wrong), table, cond)
 
-# %% ../nbs/08_adversarial.ipynb #eb271b1c
+# %% ../nbs/08_adversarial.ipynb #97aa5ac5
 class Triples:
     "Everything that batches are made of; batch t is a function of (seed, rank, t), so resuming is exact."
 
@@ -409,7 +422,7 @@ class Triples:
         pairs: sparse.csr_matrix | None = None,        # (U, I): only these positives (a fold of cross-fitting)
         hard_negatives: np.ndarray | None = None,      # (U, N) item codes, −1 = none: mismatched items to try first
         with_profile: bool = True,                     # users' own interest texts, where they have one
-        context: Sequence[str] = (),                   # numeric columns of `users`
+        context: Sequence[str] = (),                   # numeric columns of `users`; a column of the same name in `interactions` is the moment of each like
     ):
         self.likes = Likes(data, splits, pairs)
         self.data, self.splits, self.config = data, tuple(splits), config.scaled_to(len(self.likes))
@@ -420,6 +433,7 @@ class Triples:
             raise DataError("no liked item is left to learn from", "give more interactions, or set holdout_items=0", file=data.name)
         self.mismatches = Mismatches(self.likes.matrix, ~self.new, check_hard(hard_negatives, data, self.new))
         self.conditions = Conditions(data, tokenizer, config, with_profile, context)
+        self.moments = self.conditions.moments(self.likes, data, context)      # (L, F)
         self.by_item = self.index[np.argsort(self.likes.item[self.index], kind="stable")]
         self.order = lru_cache(2)(lambda epoch: np.random.default_rng([config.seed, 1, epoch]).permutation(self.index))
 
@@ -449,7 +463,7 @@ class Triples:
         picked[asked] = self.evenly(int(asked.sum()), rng)
         users, items = self.likes.user[picked], self.likes.item[picked]
         history = self.likes.before(picked, self.config.max_history, rng)
-        cond, full = (self.conditions(users, items, history, rng, who) for who in (asked, None))
+        cond, full = (self.conditions(users, items, history, rng, who, self.moments[picked]) for who in (asked, None))
         return triple_batch(cond, full, users, items, self.mismatches, self.config.n_mismatched, rng)
 
     def held_out(
@@ -598,7 +612,7 @@ def still(*modules: nn.Module) -> Iterator[None]:
     finally:
         for p in parameters: p.requires_grad_(True)
 
-# %% ../nbs/08_adversarial.ipynb #58b084c8
+# %% ../nbs/08_adversarial.ipynb #591671ef
 class Pair(pl.LightningModule):
     "The writer (encoder_g, generator) and the judge (encoder_d, discriminator) of one catalogue."
 
@@ -629,6 +643,16 @@ class Pair(pl.LightningModule):
     def set_token_embeddings(self, vectors: Tensor) -> None:   # (V, E) float32
         "Start all four modules from the same token vectors. Raises ValueError for a wrong shape."
         for name in self.parts: getattr(self, name).set_token_embeddings(vectors)
+
+    def set_context_scale(self, values: Tensor) -> None:   # (N, F) float32, context of the training data
+        "Tell both encoders what is usual; own encoders without this method see the fields as they are."
+        for encoder in (self.encoder_g, self.encoder_d):
+            if values.shape[1] and hasattr(encoder, "set_context_scale"): encoder.set_context_scale(values)
+
+    def usual_context(self, n: int) -> Tensor:   # (n, F)
+        "What stands in where nothing is known of the moment: the mean of the training data."
+        usual = getattr(self.encoder_d, "context_mean", torch.zeros(self.config.encoder.n_context))
+        return usual.detach().cpu().expand(n, -1).clone()
 
     def text(self, items: Tensor) -> Tensor:   # (B,) item codes → (B, T) token ids
         "Real descriptions, cut to the longest of them."
@@ -1021,7 +1045,7 @@ class GameRecord(Game):
             self.freeze_reference()
             for module, state in zip(self.reference, saved["reference"]): module.load_state_dict(state)
 
-# %% ../nbs/08_adversarial.ipynb #7f048482
+# %% ../nbs/08_adversarial.ipynb #bbc2b247
 class GameWatch(GameRecord):
     "Looks after the game: health checks, watched interests, begin and end of a phase."
 
@@ -1030,7 +1054,7 @@ class GameWatch(GameRecord):
     def watch(self, interests: Sequence[str], tokenizer: SubwordTokenizer) -> None:
         "From now on, note at every health check what G writes for these interests."
         text = tokenize_texts(interests, tokenizer, self.config.max_text)
-        none = torch.full((len(text), self.config.max_history), -1), torch.zeros(len(text), self.config.encoder.n_context)
+        none = torch.full((len(text), self.config.max_history), -1), self.usual_context(len(text))
         self.watched = (list(interests), Condition(text, *none), tokenizer.decode)
 
     def sample_watched(self) -> list[dict]:
@@ -1260,7 +1284,7 @@ def make_trainer(
     return pl.Trainer(accelerator=accelerator, devices=devices, precision=precision, callbacks=[*own, *callbacks],
                       **{**settings, **options})
 
-# %% ../nbs/08_adversarial.ipynb #4776824d
+# %% ../nbs/08_adversarial.ipynb #074347d8
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
     "No advertisements, hints about workers or lists of devices."
@@ -1296,6 +1320,7 @@ def train_gan(
     config = module.triples.config
     gan = GenreGAN(config, len(tokenizer), module.item_tokens, parts)
     if token_vectors is not None: gan.set_token_embeddings(token_vectors)
+    gan.set_context_scale(module.triples.moments)
     if interests: gan.watch(interests, tokenizer)
     last = Path(checkpoint_dir) / "last.ckpt" if checkpoint_dir else None
     if twin is not None and twin.pretrained and not (last and last.exists()): gan.start_from(twin)
@@ -1353,7 +1378,7 @@ class LiveFigure(pl.Callback):
         else: self.handle.update(figure)
         plt.close(figure)
 
-# %% ../nbs/08_adversarial.ipynb #c3524729
+# %% ../nbs/08_adversarial.ipynb #540dd048
 @torch.no_grad()
 def evaluate_players(
     gan: Players,                      # trained
@@ -1423,7 +1448,7 @@ def attribute_rows(gan, batch, tokenizer, n_texts, temperature, parse, wanted, i
     if not texts: return []
     texts = (texts * (n_texts // len(texts) + 1))[:n_texts]
     ids = tokenize_texts(texts, tokenizer, gan.config.max_text)
-    cond = Condition(ids, torch.full((len(ids), gan.config.max_history), -1), torch.zeros(len(ids), gan.config.encoder.n_context))
+    cond = Condition(ids, torch.full((len(ids), gan.config.max_history), -1), gan.usual_context(len(ids)))
     written = tokenizer.decode(gan.generate(cond, temperature=temperature)[:, 0].cpu())
     floor = tokenizer.decode(gan.item_tokens[torch.randint(len(gan.item_tokens), (len(texts),))].cpu())
     rows = []

@@ -265,7 +265,7 @@ def set_embedding(
             embedding.weight[embedding.padding_idx] = 0
     embedding.weight.requires_grad_(not freeze)
 
-# %% ../nbs/04_encoder.ipynb #fc333366
+# %% ../nbs/04_encoder.ipynb #74bc9bf5
 class ConditionEncoder(nn.Module):
     "Interest text, history and context → `u` (B, H); items are read through their text, so new items need no training."
 
@@ -286,6 +286,9 @@ class ConditionEncoder(nn.Module):
             nn.Dropout(config.dropout), nn.Linear(2 * config.hidden + config.n_context, config.hidden), nn.GELU(),
             nn.Linear(config.hidden, config.hidden), nn.LayerNorm(config.hidden))
         self.register_buffer("item_tokens", item_tokens, persistent=False)
+        if config.n_context:
+            self.register_buffer("context_mean", torch.zeros(config.n_context))
+            self.register_buffer("context_scale", torch.ones(config.n_context))
 
     def set_item_tokens(
         self,
@@ -301,6 +304,15 @@ class ConditionEncoder(nn.Module):
     ) -> None:
         "Start from pretrained token vectors."
         set_embedding(self.tokens, weight, freeze)
+
+    def set_context_scale(
+        self,
+        values: Tensor,   # (N, F) context of the training data
+    ) -> None:
+        "From now on, context fields are brought to mean 0 and standard deviation 1; a field that never changes stays 0."
+        self.context_mean.copy_(values.mean(0))
+        spread = values.std(0, correction=0)
+        self.context_scale.copy_(torch.where(spread > 0, spread, 1.0))
 
     def item_vectors(
         self,
@@ -324,7 +336,10 @@ class ConditionEncoder(nn.Module):
         vectors = found.new_zeros(*history.shape, self.config.embed).masked_scatter(there.unsqueeze(-1), found)
         liked = self.read_history(vectors, there)
         liked = torch.where(there.any(1, keepdim=True), liked, self.no_history)
-        return self.fuse(torch.cat([wanted, liked, cond.context.to(liked.dtype)], dim=1))
+        return self.fuse(torch.cat([wanted, liked, self._scaled(cond.context).to(liked.dtype)], dim=1))
+
+    def _scaled(self, context: Tensor) -> Tensor:
+        return (context - self.context_mean) / self.context_scale if self.config.n_context else context
 
     def _check(self, cond: Condition) -> None:
         if cond.context.shape[1] != self.config.n_context:

@@ -36,20 +36,21 @@ from .reranking import (Behaviour, Lists, Reranked, Reranker, RerankConfig, Scor
 from .retrieval import BM25, RETRIEVERS, TFIDF, Dense, Fusion, Generated, Popularity, Retriever
 
 # %% auto #0
-__all__ = ['Say', 'REGISTRIES', 'FIRST_STAGES', 'SINGLE_STAGES', 'COLD_STAGES', 'TEXT_STAGES', 'PROTOCOLS', 'NETWORKS', 'FORMAT',
-           'GenreConfig', 'known_options', 'explain_error', 'register', 'source_of', 'blend', 'single_stages',
-           'stage_names', 'make_stage', 'Nearest', 'TowerPair', 'TowerSettings', 'Towers', 'train_towers', 'tower_loss',
-           'tower_exam', 'Judge', 'condition', 'Writer', 'Match', 'Question', 'relabelled', 'with_splits', 'known_by',
-           'Warm', 'item_folds', 'Only', 'draw_cold_items', 'ItemCold', 'UserCold', 'Irgan', 'cross_fit_by', 'Trained',
-           'check_parts', 'Settings', 'StageFitting', 'PlayerFitting', 'WeightFitting', 'Fitting', 'Requesting',
-           'Retrieving', 'Ranking', 'Asking', 'Report', 'plain', 'Comparing', 'Evaluating', 'whole_ranking',
-           'GenreRecommender', 'save_recommender', 'remove_tree', 'swap_in', 'load_recommender', 'check_given',
-           'load_data', 'load_stages', 'load_scorer', 'load_players']
+__all__ = ['Say', 'REGISTRIES', 'FIRST_STAGES', 'SINGLE_STAGES', 'COLD_STAGES', 'TEXT_STAGES', 'OWN_COLUMNS', 'PROTOCOLS',
+           'NETWORKS', 'FORMAT', 'GenreConfig', 'known_options', 'explain_error', 'register', 'source_of', 'blend',
+           'single_stages', 'stage_names', 'make_stage', 'Nearest', 'TowerPair', 'TowerSettings', 'Towers',
+           'train_towers', 'tower_loss', 'tower_exam', 'Judge', 'condition', 'Writer', 'Match', 'Question',
+           'relabelled', 'with_splits', 'with_usual_context', 'finite_numbers', 'known_by', 'Warm', 'item_folds',
+           'Only', 'draw_cold_items', 'ItemCold', 'UserCold', 'Irgan', 'cross_fit_by', 'Trained', 'check_parts',
+           'Settings', 'StageFitting', 'PlayerFitting', 'WeightFitting', 'Fitting', 'Requesting', 'Retrieving',
+           'Ranking', 'Asking', 'Report', 'plain', 'Comparing', 'Evaluating', 'whole_ranking', 'GenreRecommender',
+           'save_recommender', 'remove_tree', 'swap_in', 'load_recommender', 'check_given', 'load_data', 'load_stages',
+           'load_scorer', 'load_players']
 
 # %% ../nbs/13_recommender.ipynb #8dd65dc5
 Say = Callable[[str], None]   # told in a few words what is being done
 
-# %% ../nbs/13_recommender.ipynb #6ecfa78f
+# %% ../nbs/13_recommender.ipynb #3f63ea4d
 class GenreConfig(BaseModel):
     "Everything that can be set; unknown options are errors. `.model_dump_json()` and YAML hold it."
     model_config = ConfigDict(extra="forbid")
@@ -63,6 +64,7 @@ class GenreConfig(BaseModel):
     texts_per_user: int = Field(default=2, ge=1)                  # descriptions written for the match
     temperature: float = Field(default=0.7, gt=0)                 # of these descriptions
     max_history: int = Field(default=50, ge=1)                    # newest likes kept in order
+    context: tuple[str, ...] = ()                                 # numeric columns of users (facts about them) or of interactions (facts about the moment) that enter u
     profiles: bool = False                                        # use the users' `profile` texts (off: they may have been written with hindsight)
     protocol: Literal["warm", "item-cold", "user-cold", "irgan"] = "warm"   # what is asked of the test rows, see `PROTOCOLS`
     split_seed: int = Field(default=0, ge=0)                      # of what a protocol draws (cold items, cold users, rows held out): stays when `seed` changes
@@ -97,6 +99,19 @@ class GenreConfig(BaseModel):
             if 0 not in getattr(self.rerank, name):
                 raise ValueError(f"rerank.{name} must hold 0: validation has to be free to leave a part out, and `evaluate` compares with that")
         return self
+
+    @model_validator(mode="after")
+    def _fields_are_named_once(self) -> GenreConfig:
+        if twice := [name for name in self.context if self.context.count(name) > 1]:
+            raise ValueError(f"context names {twice[0]!r} twice: name each field once")
+        if self.gan.encoder.n_context not in (0, len(self.context)):
+            raise ValueError(f"gan.encoder.n_context is {self.gan.encoder.n_context}, but context names {len(self.context)} fields: leave n_context out, it follows from context")
+        return self
+
+    @property
+    def players(self) -> GanConfig:
+        "`gan` with room in `u` for the context fields."
+        return self.gan.model_copy(update={"encoder": self.gan.encoder.model_copy(update={"n_context": len(self.context)})})
 
     def seeded(self, seed: int) -> GenreConfig:
         "The same configuration with one seed for all parts; `split_seed` stays, so that seeds are compared on the same rows."
@@ -475,20 +490,27 @@ class Match:
         return torch.cat([self.stage.scores(requests[slice(i, i + 256)]).gather(1, items[i : i + 256].clamp(min=0))
                           for i in range(0, len(requests), 256)])
 
-# %% ../nbs/13_recommender.ipynb #92300d10
+# %% ../nbs/13_recommender.ipynb #94de02ce
 @dataclass
 class Question:
     "Requests with what turned out to be liked."
     requests: Requests         # B requests
     closed: sp.csr_matrix      # (B, I) known and not liked: no candidates
     relevant: sp.csr_matrix    # (B, I) what was liked later
-    allowed: Tensor | None = None   # (I,) bool: candidates at all; None: every item
+    allowed: Tensor | None = None   # (I,) or (B, I) bool: candidates at all; None: every item
 
     def __len__(self) -> int: return len(self.requests)
 
     def __getitem__(self, rows) -> Question:
         "Some of the requests."
-        return Question(self.requests[rows], self.closed[rows], self.relevant[rows], self.allowed)
+        mine = self.allowed if self.allowed is None or self.allowed.ndim == 1 else self.allowed[rows]
+        return Question(self.requests[rows], self.closed[rows], self.relevant[rows], mine)
+
+    def only(self, allowed: Tensor | None) -> Question:   # (I,) or (U, I) bool
+        "The same with further constraints; of a table, each asks under the row of its user."
+        if allowed is None: return self
+        mine = allowed if allowed.ndim == 1 else allowed[torch.from_numpy(self.requests.users)]
+        return Question(self.requests, self.closed, self.relevant, mine if self.allowed is None else mine & self.allowed)
 
     def lists(self, first: Retriever, k: int) -> tuple[Tensor, Tensor]:   # (B, k) item codes; (B, k) scores
         "A first stage's k best of what may be a candidate here."
@@ -517,10 +539,10 @@ class Question:
                             "use another split, or more data", file=data.name, column="split")
         if limit is not None and len(users) > limit:
             users = np.sort(np.random.default_rng([config.seed, 13]).permutation(users)[:limit])
-        requests = data.requests(users, history, config.max_history, config.profiles)
+        requests = data.requests(users, history, config.max_history, config.profiles, config.context)
         return cls(requests, barred(data, users, history), later[users], allowed)
 
-# %% ../nbs/13_recommender.ipynb #64700703
+# %% ../nbs/13_recommender.ipynb #4d57aac2
 def relabelled(
     data: RecDataset,
     split: np.ndarray,   # (n,) names of splits, one for each row that stays
@@ -543,6 +565,39 @@ def with_splits(data: RecDataset, seed: int = 0) -> RecDataset:
     dealt = part.split_by_time(0.1, 0.0, by="user") if by_time else part.split_random(0.1, 0.0, seed=seed, by="user")
     split[train] = dealt.interactions["split"]
     return relabelled(data, split)
+
+
+def with_usual_context(
+    data: RecDataset,            # with a `train` split
+    context: Sequence[str],      # fields: columns of `users` or of `interactions`
+) -> RecDataset:                 # `users` has all of them
+    "What is usual for each user: a field of the moment is averaged over the user's train rows. Raises: DataError that names the field."
+    new, train = copy.copy(data), data.rows("train")
+    for name in context:
+        if name not in data.users and name not in data.interactions:
+            known = [c for table in (data.users, data.interactions) for c in table.columns if pd.api.types.is_numeric_dtype(table[c]) and c not in OWN_COLUMNS]
+            close = difflib.get_close_matches(name, known, n=1)
+            raise DataError(f"context field {name!r} is in neither table", f"did you mean {close[0]!r}?" if close else
+                            f"name a numeric column: {', '.join(known) or 'there is none yet'}", file=data.name, column=name)
+        if name in data.interactions:
+            numbers = finite_numbers(data.interactions, name, f"interactions of {data.name}")
+            usual = numbers[train].groupby(data.interactions["user"][train]).mean().reindex(range(data.n_users)).fillna(numbers[train].mean())
+            new.interactions = new.interactions.assign(**{name: numbers})
+        if name in data.users: usual = finite_numbers(data.users, name, f"users of {data.name}")
+        new.users = new.users.assign(**{name: usual.to_numpy()})
+    return new
+
+
+def finite_numbers(table: pd.DataFrame, name: str, file: str) -> pd.Series:
+    "A column as float64. Raises: DataError that names the first row that is none."
+    numbers = pd.to_numeric(table[name], errors="coerce").astype("float64")
+    if (wrong := ~np.isfinite(numbers)).any():
+        raise DataError(f"context field {name!r} is not a finite number {int(wrong.sum())} times, first in row {int(np.argmax(wrong))} (counted from 0)",
+                        "fill it in, for example with the column's mean", file=file, column=name)
+    return numbers
+
+
+OWN_COLUMNS = ("user", "item", "positive", "split", "shown", "rating", "position", "propensity")   # never a context
 
 # %% ../nbs/13_recommender.ipynb #a95398b5
 def known_by(split: str) -> tuple[str, ...]:   # valid or test → splits that are history by then
@@ -756,7 +811,7 @@ def check_parts(
             raise ValueError(f"parts[{name!r}]: {type(part).__name__} needs a class attribute `kind`, by which a saved folder finds it again")
     return ({n: p for n, p in parts.items() if n in NETWORKS}, {n: p for n, p in parts.items() if n not in NETWORKS})
 
-# %% ../nbs/13_recommender.ipynb #cbf0f2ff
+# %% ../nbs/13_recommender.ipynb #24ff0e64
 class Settings:
     "A configuration, own parts, and the data that was fitted."
 
@@ -780,7 +835,7 @@ class Settings:
 
     def take(self, data: RecDataset) -> None:
         "Deal the rows as the protocol wants, and see what may be learned from."
-        self.data = self.protocol.prepare(data, self.config.split_seed)
+        self.data = with_usual_context(self.protocol.prepare(data, self.config.split_seed), self.config.context)
         self.view = self.protocol.view(self.data)
 
     def question(self, split: str, limit: int | None = None) -> Question:
@@ -791,7 +846,7 @@ class Settings:
         items, _ = question.lists(stage, 10)
         return evaluate_lists(items, question.relevant, n_items=self.data.n_items, ks=(10,)).mean("ndcg@10")
 
-# %% ../nbs/13_recommender.ipynb #925dc6eb
+# %% ../nbs/13_recommender.ipynb #aca34e4b
 class StageFitting(Settings):
     "Fits first stages and the re-ranker."
 
@@ -824,13 +879,13 @@ class StageFitting(Settings):
             return Behaviour.fit(fold, stages), make_stage(self.first_name, stages)
 
         self.behaviour = Behaviour.fit(self.view, self.stages)
-        ask = lambda fold, users: fold.requests(users, ("train",), self.config.max_history, self.config.profiles)   # as when serving
+        ask = lambda fold, users: fold.requests(users, ("train",), self.config.max_history, self.config.profiles, self.config.context)   # as when serving
         if self.protocol.deal is None: lists = cross_fit(self.view, fit, self.config.rerank, say, ask=ask)
         else: lists = cross_fit_by(self.protocol, self.view, fit, self.config.rerank, say, ask)
         say(f"re-ranker: {len(lists.liked):,} lists")
         self.scorer = fit_scorer(lists, self.config.rerank)
 
-# %% ../nbs/13_recommender.ipynb #75c2df9e
+# %% ../nbs/13_recommender.ipynb #0ae16c17
 class PlayerFitting(StageFitting):
     "Fits the tokenizer and both players."
 
@@ -844,11 +899,11 @@ class PlayerFitting(StageFitting):
 
     def train_players(self, adversarial: bool, **options) -> Trained:
         "The game, or the same steps without it."
-        config = self.config.gan
+        config = self.config.players
         tokens = self.item_tokens()
         vectors = catalogue_vectors(tokens, len(self.tokenizer), config.generator.embed, self.view.matrix("train"), seed=config.seed)
         same = {config.encoder.embed, config.generator.embed, config.discriminator.embed} == {config.generator.embed}
-        gan = train_gan(self.view, self.tokenizer, config, adversarial=adversarial, with_profile=self.config.profiles,
+        gan = train_gan(self.view, self.tokenizer, config, adversarial=adversarial, with_profile=self.config.profiles, context=self.config.context,
                         token_vectors=vectors if same and not self.networks else None,
                         parts=copy.deepcopy(self.networks) or None, **options)
         return Trained(gan, self.tokenizer, self.stages["dense"], self.config)
@@ -858,7 +913,7 @@ class PlayerFitting(StageFitting):
                                           checkpoint_dir=self.checkpoint_dir)
         self.gan_off: Trained | None = None
 
-# %% ../nbs/13_recommender.ipynb #a44d5854
+# %% ../nbs/13_recommender.ipynb #fe6c53e3
 class WeightFitting(PlayerFitting):
     "Chooses on validation."
 
@@ -887,7 +942,7 @@ class WeightFitting(PlayerFitting):
         titles = self.data.items["title"].where(self.data.items["title"] != "", self.data.items["text"])
         invent = PseudoInterest(titles.tolist(), Analyzer(stem=False))
         texts = invent(question.requests.recent[rows], np.random.default_rng([self.config.seed, 17]))
-        return Question(Requests.from_texts(texts, self.data.n_items), question.closed[rows], question.relevant[rows], question.allowed)
+        return Question(Requests.from_texts(texts, self.data.n_items, question.requests.context[rows]), question.closed[rows], question.relevant[rows], question.allowed)
 
     def _choose_text_stage(self) -> str:
         bare = self.text_question(self.question("valid", self.config.rerank.tune_users), self.config.rerank.tune_users)
@@ -924,7 +979,7 @@ class Fitting(WeightFitting):
             self.seconds[name] = time.perf_counter() - start
         return self
 
-# %% ../nbs/13_recommender.ipynb #edb7fd40
+# %% ../nbs/13_recommender.ipynb #762e029b
 class Requesting(Fitting):
     "Turns what people ask into tensors, and tensors into tables."
 
@@ -936,8 +991,9 @@ class Requesting(Fitting):
         self,
         who: str | int | Sequence[str | int],   # user ids and interest texts, also mixed
         kind: str = "auto",                     # "users", "interests", or auto: what is a known user id is a user
+        context: Mapping[str, Any] | None = None,   # field → one number, or one for each who asks; None: what is usual
     ) -> tuple[Requests, sp.csr_matrix, list[str]]:   # requests, what is closed to each, who asked
-        "Raises: DataError for an unknown user id, ValueError for nothing to go by."
+        "Raises: DataError for an unknown user id, ValueError for nothing to go by or a context that cannot be used."
         self.check_fitted()
         if kind not in ("auto", "users", "interests"): raise ValueError(f"kind must be 'auto', 'users' or 'interests', got {kind!r}")
         asked = [who] if isinstance(who, (str, int, np.integer)) else list(who)
@@ -947,14 +1003,34 @@ class Requesting(Fitting):
         codes = pd.Index(self.data.users["user_id"].astype(str)).get_indexer(names) if kind != "interests" else np.full(len(names), -1)
         numbers = [n for n, a, c in zip(names, asked, codes) if c < 0 and (kind == "users" or not isinstance(a, str))]
         if numbers: self.data.user_codes(numbers)   # raises the DataError that names them
-        known = self.data.requests(np.maximum(codes, 0), (), self.config.max_history, self.config.profiles)
+        known = self.data.requests(np.maximum(codes, 0), (), self.config.max_history, self.config.profiles, self.config.context)
         stranger = codes < 0
         mine = sp.diags_array((~stranger).astype(np.float32))
         history, closed = (sp.csr_matrix(mine @ m) for m in (known.history, barred(self.data, np.maximum(codes, 0), ())))
         for matrix in (history, closed): matrix.eliminate_zeros()
         recent = np.where(stranger[:, None], -1, known.recent)
         words = [name if bare else profile for name, profile, bare in zip(names, known.texts, stranger)]
-        return Requests(history, recent, words, known.context, np.where(stranger, -1, codes)), closed, names
+        return Requests(history, recent, words, self._context(context or {}, known.context, stranger, names), np.where(stranger, -1, codes)), closed, names
+
+    def _context(self, given: Mapping[str, Any], usual: np.ndarray, stranger: np.ndarray, names: list[str]) -> np.ndarray:   # (B, F) float32
+        "What is given, else what is usual for a user, else (where a stranger gives nothing at all) what is usual for everybody."
+        fields = self.config.context
+        for name in given:
+            if name not in fields:
+                raise ValueError(f"context field {name!r} is unknown: " + (f"give any of {', '.join(fields)}" if fields else
+                                 f"this recommender was fitted without context; fit it with GenreConfig(context=({name!r},)), or leave context out"))
+        if given and stranger.any() and (missing := [name for name in fields if name not in given]):
+            raise ValueError(f"context field {missing[0]!r} is missing for {names[int(np.argmax(stranger))]!r}, who has no usual one: give all of {', '.join(fields)}, or no context")
+        out = np.where(stranger[:, None], self.data.users[list(fields)].to_numpy(np.float32).mean(0), usual).astype(np.float32)
+        for name, value in given.items():
+            try: numbers = np.asarray(value, dtype=np.float64)
+            except (TypeError, ValueError): raise ValueError(f"context field {name!r} is {value!r}: give a number, or one number for each who asks") from None
+            if numbers.shape not in ((), (len(names),)): raise ValueError(f"context field {name!r} has shape {numbers.shape}: give one number, or {len(names)}, one for each who asks")
+            numbers = np.broadcast_to(numbers, len(names))
+            if (wrong := ~np.isfinite(numbers)).any():
+                raise ValueError(f"context field {name!r} is {numbers[np.argmax(wrong)]} for {names[int(np.argmax(wrong))]!r}: give a finite number, or leave it out for what is usual")
+            out[:, fields.index(name)] = numbers
+        return out
 
     def _titles(self, items: pd.DataFrame) -> np.ndarray:
         return items["title"].where(items["title"] != "", items["text"].str.slice(0, 60)).to_numpy()
@@ -965,7 +1041,7 @@ class Requesting(Fitting):
         return pd.DataFrame({"asked": [names[i] for i in rows.tolist()], "rank": ranks.numpy() + 1, "item_id": shown["item_id"].to_numpy(),
                              "title": self._titles(shown), "score": scores[rows, ranks].numpy().round(4)})
 
-# %% ../nbs/13_recommender.ipynb #0bfa06e2
+# %% ../nbs/13_recommender.ipynb #c70d58ba
 class Retrieving(Requesting):
     "Candidates, and what may be shown."
 
@@ -992,18 +1068,19 @@ class Retrieving(Requesting):
         fill(np.flatnonzero(bare & (scores[:, 0] <= low).numpy()), "popularity")   # all alike: the words say nothing
         return items, scores
 
-    def allowed_mask(self, allowed: Sequence | np.ndarray | None) -> Tensor | None:
-        "(I,) bool from a mask or from item ids."
+    def allowed_mask(self, allowed: Sequence | np.ndarray | None, n: int = 1) -> Tensor | None:
+        "(I,) or (n, I) bool from a mask (for everybody, or a row for each who asks) or from item ids."
         if allowed is None: return None
         values = np.asarray(allowed)
         if values.dtype == bool:
-            if values.shape != (self.data.n_items,): raise ValueError(f"allowed has shape {values.shape}; a mask needs ({self.data.n_items},), one for each row of data.items")
+            if values.shape not in ((self.data.n_items,), (n, self.data.n_items)):
+                raise ValueError(f"allowed has shape {values.shape}; a mask needs ({self.data.n_items},), one for each row of data.items, or ({n}, {self.data.n_items}), a row for each who asks")
             return torch.from_numpy(values.copy())
         mask = torch.zeros(self.data.n_items, dtype=torch.bool)
         mask[torch.from_numpy(self.data.item_codes([allowed] if isinstance(allowed, (str, int)) else list(allowed)))] = True
         return mask
 
-# %% ../nbs/13_recommender.ipynb #a2453258
+# %% ../nbs/13_recommender.ipynb #4da0ef2d
 class Ranking(Retrieving):
     "Lists in their final order."
 
@@ -1013,14 +1090,15 @@ class Ranking(Retrieving):
         k: int = 10,                                 # length of the lists
         *,
         kind: str = "auto",                          # users, interests or auto
-        allowed: Sequence | np.ndarray | None = None,  # (I,) bool over `data.items`, or item ids that may be shown
+        allowed: Sequence | np.ndarray | None = None,  # (I,) bool over `data.items`, (B, I) bool with a row for each who asks, or item ids that may be shown
+        context: Mapping[str, Any] | None = None,    # field → one number, or B numbers; None: what is usual for each user
         diversity: float = 0.0,                      # 0 … 1, see `diversify`
         rerank: bool = True,                         # False: the first stage's order, for comparison
     ) -> pd.DataFrame:                               # columns asked, rank, item_id, title, score
         "Retrieve and re-rank. What is not allowed is never shown; the history of a user is not recommended again."
         if k < 1: raise ValueError(f"k must be at least 1, got {k}")
-        requests, closed, names = self.requests(who, kind)
-        items, scores = self.candidates(requests, closed, self.allowed_mask(allowed), k)
+        requests, closed, names = self.requests(who, kind, context)
+        items, scores = self.candidates(requests, closed, self.allowed_mask(allowed, len(names)), k)
         result = self.reranker().rerank(requests, items, scores) if rerank else Reranked(items, scores)
         items, scores = result.items, result.scores
         if diversity: items, scores = diversify(items, scores, torch.from_numpy(self.stages["dense"].vectors), diversity, k)
@@ -1033,10 +1111,12 @@ class Ranking(Retrieving):
         scores: Sequence[Sequence[float]] | None = None,   # B lists of first-stage scores; None: only the order counts
         *,
         kind: str = "auto",
+        allowed: Sequence | np.ndarray | None = None,      # as in `recommend`: other candidates are left out
+        context: Mapping[str, Any] | None = None,          # as in `recommend`
         diversity: float = 0.0,
     ) -> pd.DataFrame:
         "Put somebody else's candidates in order. Raises: DataError for an unknown item id."
-        requests, _, names = self.requests(who, kind)
+        requests, _, names = self.requests(who, kind, context)
         candidates = [list(row) if not isinstance(row, (str, int, np.integer)) else row for row in candidates]
         if candidates and isinstance(candidates[0], (str, int, np.integer)): candidates = [candidates] * len(names)
         if len(candidates) != len(names): raise ValueError(f"{len(names)} ask, but there are {len(candidates)} lists of candidates")
@@ -1047,12 +1127,14 @@ class Ranking(Retrieving):
         if any(len(v) != len(c) for v, c in zip(values, codes)): raise ValueError("each list of scores needs as many numbers as its candidates")
         first = torch.nn.utils.rnn.pad_sequence(values, batch_first=True, padding_value=-torch.inf)
         first, order = first.sort(dim=1, descending=True, stable=True)
-        result = self.reranker().rerank(requests, items.gather(1, order), first)
+        items, mask = items.gather(1, order), self.allowed_mask(allowed, len(names))
+        if mask is not None: mask = mask.expand(len(names), -1).gather(1, items.clamp(min=0))
+        result = self.reranker().rerank(requests, items, first, allowed=mask)
         items, scores = result.items, result.scores
         if diversity: items, scores = diversify(items, scores, torch.from_numpy(self.stages["dense"].vectors), diversity)
         return self._table(names, items, scores)
 
-# %% ../nbs/13_recommender.ipynb #81c876c8
+# %% ../nbs/13_recommender.ipynb #8c7bfcb9
 class Asking(Ranking):
     "What a fitted recommender answers."
 
@@ -1062,10 +1144,11 @@ class Asking(Ranking):
         n: int = 3,                             # descriptions each
         *,
         kind: str = "auto",
+        context: Mapping[str, Any] | None = None,   # as in `recommend`
     ) -> pd.DataFrame:                          # columns asked, description, judge, nearest_id, nearest_title
         "What G writes, how D likes it (a probability), and the real item that comes nearest: generated text is never shown as fact."
         if n < 1: raise ValueError(f"n must be at least 1, got {n}")
-        requests, _, names = self.requests(who, kind)
+        requests, _, names = self.requests(who, kind, context)
         ids = self.trained.writer.ids(requests, n)
         texts = self.tokenizer.decode(ids.flatten(0, 1))
         judged = torch.sigmoid(self.trained.gan.judge(condition(requests, self.tokenizer, self.config.gan), ids)).flatten().tolist()
@@ -1081,11 +1164,13 @@ class Asking(Ranking):
         k: int = 10,        # items explained
         *,
         kind: str = "auto",
+        allowed: Sequence | np.ndarray | None = None,   # as in `recommend`
+        context: Mapping[str, Any] | None = None,       # as in `recommend`
     ) -> pd.DataFrame:      # one row per item: where its score came from
         "The weighted parts of the score (each relative to the mean of the list), the rank before, and the sentence that matched."
-        requests, closed, _ = self.requests(who, kind)
+        requests, closed, _ = self.requests(who, kind, context)
         if len(requests) != 1: raise ValueError("explain one request at a time")
-        items, scores = self.candidates(requests, closed, k=k)
+        items, scores = self.candidates(requests, closed, self.allowed_mask(allowed), k)
         result = self.reranker().rerank(requests, items, scores)
         before = {int(code): rank + 1 for rank, code in enumerate(items[0]) if code >= 0}
         codes = [int(code) for code in result.items[0, :k] if code >= 0]
@@ -1142,14 +1227,14 @@ def plain(value):
     if isinstance(value, (np.floating, float)): return float(value) if np.isfinite(value) else None
     return int(value) if isinstance(value, np.integer) else value
 
-# %% ../nbs/13_recommender.ipynb #70a93a27
+# %% ../nbs/13_recommender.ipynb #8441c33c
 class Comparing(Asking):
     "Every system on the same requests."
 
     def _judge(self, lists: Tensor, whole: pd.DataFrame | None, question: Question, ks: Sequence[int]) -> Evaluation:
         likes = np.asarray(self.view.matrix("train").sum(0)).ravel()
         found = evaluate_lists(lists, question.relevant, n_items=self.data.n_items, ks=ks, popularity=likes, item_vectors=self.stages["dense"].vectors,
-                               cold=likes == 0, catalogue=None if question.allowed is None else question.allowed.numpy(), users=question.requests.users)
+                               cold=likes == 0, catalogue=None if question.allowed is None else question.allowed.reshape(-1, self.data.n_items).any(0).numpy(), users=question.requests.users)
         return found if whole is None else Evaluation(found.per_user.assign(**{m: whole[m].to_numpy() for m in whole}), found.overall)
 
     def _variants(self) -> list[tuple[str, Trained, Weights]]:
@@ -1187,7 +1272,7 @@ class Comparing(Asking):
         best, items = truth.masked_fill(shut, -torch.inf).topk(min(k, truth.shape[1]), dim=1)
         return torch.nn.functional.pad(items.masked_fill(best == -torch.inf, -1), (0, k - items.shape[1]), value=-1)
 
-# %% ../nbs/13_recommender.ipynb #2832ea18
+# %% ../nbs/13_recommender.ipynb #7681571f
 class Evaluating(Comparing):
     "Test is read once."
 
@@ -1196,6 +1281,7 @@ class Evaluating(Comparing):
         *,
         ks: Sequence[int] | None = None,                               # cuts; None: the protocol's
         oracle: Callable[[np.ndarray], np.ndarray] | None = None,      # (B,) user codes → (B, I) true relevance, where known
+        allowed: Sequence | np.ndarray | None = None,                  # constraints for every system alike: (I,) bool, (U, I) bool with a row for each row of data.users, or item ids
         say: Say = lambda message: None,                               # told what is being done
         limit: int | None = None,                                      # test users at most; None: all
         checkpoint_dir: str | Path | None = None,                      # the twin is saved there and resumed from there
@@ -1209,7 +1295,7 @@ class Evaluating(Comparing):
             self.choose_weights(twin)
             self.gan_off = twin
         final = self.refitted(say) if self.protocol.refit else self
-        systems = final.read_test(tuple(ks or self.protocol.cuts), oracle, say, limit)
+        systems = final.read_test(tuple(ks or self.protocol.cuts), oracle, say, limit, self.allowed_mask(allowed, self.data.n_users))
         best = max(self.valid_ndcg, key=self.valid_ndcg.get)
         chosen = {"genre": self.trained.weights.model_dump(), "genre_gan_off": self.gan_off.weights.model_dump(),
                   "genre, text only": self.trained.text_weights.model_dump(), "first_stage": self.first_name, "ease_l2": self.l2}
@@ -1228,9 +1314,9 @@ class Evaluating(Comparing):
         new._fit_scorer(say)
         return new
 
-    def read_test(self, ks: tuple[int, ...], oracle: Callable | None, say: Say, limit: int | None) -> dict[str, Evaluation]:
+    def read_test(self, ks: tuple[int, ...], oracle: Callable | None, say: Say, limit: int | None, allowed: Tensor | None = None) -> dict[str, Evaluation]:
         "1,024 requests at a time, every system on the same ones."
-        question, lists, whole = self.question("test", limit), {}, {}
+        question, lists, whole = self.question("test", limit).only(allowed), {}, {}
         width = self.data.n_items if self.protocol.whole else max(ks)
         for start in range(0, len(question), 1024):
             say(f"reading test: {start:,} of {len(question):,} users")
@@ -1386,12 +1472,11 @@ def load_scorer(path: Path, stages: dict[str, Retriever], config: RerankConfig, 
     scorer.load_state_dict(values)
     return behaviour, scorer.eval()
 
-# %% ../nbs/13_recommender.ipynb #69866fc0
+# %% ../nbs/13_recommender.ipynb #ce6e9fc2
 def load_players(path: Path, recommender: GenreRecommender, meta: dict) -> Trained:
     "Both players, their weights in the final order, and their log."
-    config = recommender.config.gan
     values = load_file(path)
-    gan = GenreGAN(config, len(recommender.tokenizer), recommender.item_tokens(), copy.deepcopy(recommender.networks) or None)
+    gan = GenreGAN(recommender.config.players, len(recommender.tokenizer), recommender.item_tokens(), copy.deepcopy(recommender.networks) or None)
     try: gan.load_state_dict(values)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit these networks: give the same parts, of the same sizes, as at fit ({' '.join(str(error).split())[:200]})") from None

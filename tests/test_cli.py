@@ -157,3 +157,50 @@ def test_an_interrupted_evaluation_goes_on_with_its_model(folder, tmp_path, monk
     monkeypatch.setattr(GenreRecommender, "read_test", read)
     changed = runner.invoke(app, call + ["--seed", "1"])
     assert changed.exit_code == 0 and "starting anew" in changed.output and len(fits) == 3
+
+
+# worlds with context and with rules
+
+def test_the_demo_knows_every_world():
+    from genre_nb.cli import DomainName
+    from genre_nb.simulation import DOMAINS
+    assert tuple(d.value for d in DomainName) == DOMAINS
+    wrong = runner.invoke(app, ["demo", "--domain", "cooking"])
+    assert wrong.exit_code == 2 and "health" in wrong.output
+
+
+@pytest.mark.parametrize("domain", ["assistant", "education", "health"])
+def test_a_demo_keeps_the_rules_of_its_world(domain, tmp_path, monkeypatch):
+    import yaml
+    import genre_nb.cli as cli
+    from genre_nb.recommender import GenreConfig, GenreRecommender
+    monkeypatch.setattr(cli, "demo_config", lambda: GenreConfig.model_validate(yaml.safe_load(TINY) | {"profiles": True}))
+    result = runner.invoke(app, ["demo", "--domain", domain, "--users", "150", "--items", "150", "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    world, model = World(domain, "zh", 150, 150, 0), GenreRecommender.load(tmp_path / "model")
+    assert model.config.context == world.context_fields and (tmp_path / "report.html").exists()
+    open_to_all = cli.for_strangers(world)
+    assert open_to_all.any() and (open_to_all.all() == (domain == "assistant"))
+    _, before, after = cli.answers(model, world.default_interest, open_to_all)
+    for table in (before, after):
+        assert len(table) and open_to_all[model.data.item_codes(table["item_id"])].all()
+    if domain == "education": assert not set(after["item_id"]) & set(world.prerequisites["item_id"])
+
+
+def test_context_and_allowed_on_the_command_line(tmp_path):
+    world = World("assistant", "zh", 150, 150, 0)
+    world.dataset().to_folder(tmp_path / "data")
+    (tmp_path / "c.yaml").write_text(TINY + f"context: [{', '.join(world.context_fields)}]\n", encoding="utf-8")
+    result = runner.invoke(app, ["fit", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "m"), "--config", str(tmp_path / "c.yaml")])
+    assert result.exit_code == 0, result.output
+    (tmp_path / "open.txt").write_text("i00001\ni00002\n\ni00007\n", encoding="utf-8")
+    ask = ["recommend", "--model", str(tmp_path / "m"), "--interest", "开会", "--json"]
+    rows = json.loads(runner.invoke(app, [*ask, "--allowed", str(tmp_path / "open.txt")]).stdout)
+    assert {r["item_id"] for r in rows} == {"i00001", "i00002", "i00007"}
+    fields = [word for name in world.context_fields for word in ("--context", f"{name}=0.5")]
+    assert len(json.loads(runner.invoke(app, [*ask, *fields]).stdout)) == 10
+    partly = runner.invoke(app, [*ask, "--context", "hour_sin=0.5"])
+    assert partly.exit_code == 1 and "'hour_cos' is missing" in partly.output
+    assert runner.invoke(app, [*ask, "--context", "hour_sin"]).exit_code == 2
+    absent = runner.invoke(app, [*ask, "--allowed", str(tmp_path / "none.txt")])
+    assert absent.exit_code == 1 and "none.txt" in absent.output.replace("\n", "")

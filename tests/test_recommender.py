@@ -552,3 +552,152 @@ def test_irgan_pins_the_evaluator():
     popular = Popularity().fit(data, ("train", "valid"))
     found = evaluate_lists(question.lists(popular, 10)[0], question.relevant, n_items=data.n_items, ks=protocol.cuts)
     assert len(question) == 456 and round(found.mean("precision@5"), 4) == 0.2338 and round(found.mean("ndcg@10"), 4) == 0.2403
+
+
+# context and constraints
+
+@pytest.fixture(scope="module")
+def moments() -> World:
+    return World("assistant", "zh", 150, 150, seed=0)
+
+
+@pytest.fixture(scope="module")
+def aware(moments) -> GenreRecommender:
+    return GenreRecommender(config(context=moments.context_fields, profiles=True)).fit(moments.dataset())
+
+
+def test_context_enters_u_and_nothing_else(aware, moments):
+    fields = list(moments.context_fields)
+    requests, _, _ = aware.requests(["u00003", "u00009"])
+    assert np.allclose(requests.context, moments.users[fields].iloc[[3, 9]]) and aware.trained.gan.config.encoder.n_context == len(fields)
+    other = {name: 1.0 - moments.users[name].iloc[3] for name in fields}
+    moved, _, _ = aware.requests("u00003", context=other)
+    assert np.allclose(moved.context, [list(other.values())])
+    items, scores = aware.candidates(*aware.requests("u00003")[:2])
+    there, here = (aware.reranker().parts(asks, items, scores) for asks in (moved, requests[:1]))
+    assert not torch.allclose(there["judge"], here["judge"]) and torch.equal(there["behaviour"], here["behaviour"])
+    assert aware.generate("u00003", 2, context=other)["judge"].tolist() != aware.generate("u00003", 2)["judge"].tolist()
+
+
+def test_the_unit_of_a_context_field_does_not_matter(moments):
+    fields = moments.context_fields
+    data = moments.dataset()
+    data.users = data.users.assign(**{name: 1000 * data.users[name] + 7 for name in fields})
+    near, far = (GenreRecommender(config(context=fields)).fit(d) for d in (moments.dataset(), data))
+    one, two = (r.trained.judge(r.requests(["u00001", "u00002"])[0], torch.arange(20).expand(2, -1)) for r in (near, far))
+    assert torch.allclose(one, two, atol=2e-2)
+
+
+def test_strangers_bring_all_fields_or_none(aware, moments):
+    fields = moments.context_fields
+    nothing, _, _ = aware.requests("开会")
+    assert np.allclose(nothing.context, moments.users[list(fields)].mean(), atol=1e-5)
+    given, _, _ = aware.requests(["开会", "起床"], context=dict.fromkeys(fields, 0.0) | {fields[0]: [0.25, 0.75]})
+    assert given.context[:, 0].tolist() == [0.25, 0.75] and not given.context[:, 1:].any()
+    assert aware.recommend("开会", 3, context=dict.fromkeys(fields, 0.0)).shape == (3, 5)
+    assert aware.rerank("开会", ["i00001", "i00002"], context=dict.fromkeys(fields, 0.0)).shape == (2, 5)
+    assert len(aware.explain("开会", 3, context=dict.fromkeys(fields, 0.0))) == 3
+
+
+@pytest.mark.parametrize("who, context, words", [
+    ("开会", {"hour_sin": 0.5}, ("'hour_cos' is missing", "开会", "give all of")),
+    ("u00003", {"hour_sinus": 0.5}, ("'hour_sinus' is unknown", "hour_sin, hour_cos")),
+    ("u00003", {"hour_sin": float("nan")}, ("'hour_sin' is nan", "u00003", "finite number")),
+    ("u00003", {"hour_sin": "noon"}, ("'hour_sin' is 'noon'", "give a number")),
+    ("u00003", {"hour_sin": [0.1, 0.2]}, ("'hour_sin' has shape (2,)", "one number")),
+])
+def test_a_wrong_context_is_named(aware, who, context, words):
+    for call in (aware.recommend, aware.generate, aware.explain):
+        with pytest.raises(ValueError) as error: call(who, 2, context=context)
+        assert all(word in str(error.value) for word in words), error.value
+    with pytest.raises(ValueError, match="context"): aware.rerank(who, ["i00001"], context=context)
+
+
+def test_context_without_fields_is_refused(fitted):
+    with pytest.raises(ValueError, match="fitted without context"): fitted.recommend("运动鞋", context={"hour_sin": 1})
+
+
+def test_bad_fields_are_refused_before_anything_is_fitted(moments):
+    data = moments.dataset()
+    with pytest.raises(DataError, match="did you mean 'hour_sin'"): GenreRecommender(config(context=["hour_sinn"])).fit(data)
+    data.users = data.users.assign(hour_sin=data.users["hour_sin"].mask(data.users.index == 7))
+    with pytest.raises(DataError, match=r"'hour_sin' is not a finite number 1 times, first in row 7"): GenreRecommender(config(context=["hour_sin"])).fit(data)
+    with pytest.raises(ValueError, match="names 'a' twice"): config(context=["a", "b", "a"])
+    with pytest.raises(ValueError, match="n_context is 3, but context names 1"):
+        GenreConfig.model_validate({"context": ["a"], "gan": {"encoder": {"n_context": 3}}})
+
+
+def test_context_is_saved_and_loaded(aware, moments, tmp_path):
+    again = GenreRecommender.load(aware.save(tmp_path / "model"))
+    assert again.config.context == moments.context_fields
+    for context in (None, dict.fromkeys(moments.context_fields, 1.0)):
+        assert again.recommend(["u00003", "开会"], 5, context=context).equals(aware.recommend(["u00003", "开会"], 5, context=context))
+        assert again.generate("开会", 2, context=context).equals(aware.generate("开会", 2, context=context))
+
+
+def test_the_moment_of_each_interaction_is_trained_on(moments):
+    data = moments.dataset()
+    rng = np.random.default_rng(0)
+    data.interactions = data.interactions.assign(rain=rng.random(len(data.interactions)))
+    r = GenreRecommender(config(context=("rain", "at_home"))).fit(data)
+    train = data.interactions[data.rows("train")]
+    usual = train.groupby("user")["rain"].mean().reindex(range(data.n_users)).fillna(train["rain"].mean())
+    assert np.allclose(r.data.users["rain"], usual)                                    # asked for without a moment
+    from genre_nb.adversarial import Triples
+    triples = Triples(r.view, r.tokenizer, r.config.players, context=r.config.context)
+    likes = r.view.interactions.iloc[triples.likes.row]
+    assert (likes["user"].to_numpy() == triples.likes.user).all() and (likes["item"].to_numpy() == triples.likes.item).all()
+    assert np.allclose(triples.moments[:, 0], likes["rain"]) and np.allclose(triples.moments[:, 1], data.users["at_home"].iloc[triples.likes.user])
+    batch = triples.batch(0)
+    assert set(batch.cond.context[:, 0].tolist()) <= set(triples.moments[:, 0].tolist()) and torch.equal(batch.cond.context, batch.full.context)
+
+
+def test_a_row_of_the_mask_for_each_who_asks(fitted, data):
+    users = [*data.users["user_id"].iloc[[5, 8, 9]], "运动鞋", "qqqqzzzz"]
+    rng = np.random.default_rng(0)
+    mask = rng.random((len(users), data.n_items)) < 0.1
+    mask[1] = False                                                                    # nothing at all
+    mask[4] = False
+    ids = data.items["item_id"].to_numpy()
+    for options in ({}, {"diversity": 0.7}, {"rerank": False}):
+        table = fitted.recommend(users, 20, allowed=mask, **options)
+        for row, who in enumerate(users): assert set(table.query("asked == @who")["item_id"]) <= set(ids[mask[row]]), (who, options)
+        assert users[1] not in set(table["asked"]) and "qqqqzzzz" not in set(table["asked"]) and len(table) > 20
+    table = fitted.rerank(users, [list(ids[:60])] * len(users), allowed=mask, diversity=0.3)
+    for row, who in enumerate(users): assert set(table.query("asked == @who")["item_id"]) == set(ids[:60][mask[row, :60]])
+    assert fitted.recommend(users, 5, allowed=mask[0]).equals(fitted.recommend(users, 5, allowed=np.tile(mask[0], (len(users), 1))))
+    assert len(fitted.recommend(users[:1], 5, allowed=np.zeros(data.n_items, bool))) == 0
+    assert len(fitted.recommend(users[:1], 5, allowed=np.zeros(data.n_items, bool)).columns) == 5
+    with pytest.raises(ValueError, match=r"or \(5, 150\), a row for each who asks"): fitted.recommend(users, allowed=mask[:3])
+
+
+def test_no_weight_brings_back_what_is_closed(fitted, data):
+    from hypothesis import given, settings, strategies as st
+    users, ids = data.users["user_id"].iloc[:6].tolist() + ["运动鞋"], data.items["item_id"].to_numpy()
+    kept = fitted.trained.weights, fitted.trained.text_weights
+    heavy = st.floats(0, 1e6)
+
+    @settings(max_examples=25, deadline=None)
+    @given(heavy, heavy, heavy, st.floats(0, 1), st.integers(0, 2**32 - 1), st.floats(0, 1))
+    def holds(beta, lam, gamma, diversity, seed, share):
+        fitted.trained.weights = fitted.trained.text_weights = kept[0].model_copy(update={"behaviour": beta, "judge": lam, "match": gamma})
+        mask = np.random.default_rng(seed).random((len(users), data.n_items)) < share
+        table = fitted.recommend(users, 10, allowed=mask, diversity=diversity)
+        code = pd.Index(ids).get_indexer(table["item_id"])
+        assert mask[[users.index(who) for who in table["asked"]], code].all()
+
+    try: holds()
+    finally: fitted.trained.weights, fitted.trained.text_weights = kept
+
+
+def test_constraints_hold_for_every_system(fitted, data):
+    mask = np.random.default_rng(1).random((data.n_users, data.n_items)) < 0.2
+    question = fitted.question("test").only(torch.from_numpy(mask))
+    fitted.gan_off = fitted.gan_off or fitted.trained
+    for name, lists in fitted.systems(question, 10, lambda users: np.random.default_rng(0).random((len(users), data.n_items))):
+        shown = lists.numpy()
+        row, place = np.nonzero(shown >= 0)
+        assert mask[question.requests.users[row], shown[row, place]].all() and len(row), name
+    free, bound = fitted.evaluate(limit=30), fitted.evaluate(limit=30, allowed=mask)
+    assert bound.systems["popularity"].mean("recall@10") != free.systems["popularity"].mean("recall@10")
+    with pytest.raises(ValueError, match="a row for each who asks"): fitted.evaluate(allowed=mask[:5], limit=30)
