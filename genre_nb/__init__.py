@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-_HOMES = {"DataError": "datasets", "RecDataset": "datasets", "Requests": "datasets", "World": "simulation",
+_HOMES = {"DataError": "datasets", "RecDataset": "datasets", "Requests": "datasets", "load_public": "datasets", "World": "simulation",
           "GenreConfig": "recommender", "GenreRecommender": "recommender", "register": "recommender"}
 __all__ = [*_HOMES]
 
