@@ -42,7 +42,7 @@ def collected(out: Path) -> dict[str, dict]:
             "best_baseline": metrics["best_baseline"], "weights": metrics["weights"], "seconds": {k: round(v) for k, v in metrics["seconds"].items()},
             "systems": {name: {m: values[m] for m in METRICS if m in values} for name, values in metrics["systems"].items()},
             **{lift: {"ndcg@10": metrics[lift]["ndcg@10"]} for lift in LIFTS},
-            **({"contamination": metrics["contamination"]} if "contamination" in metrics else {})}
+            **({"contaminated": metrics["contaminated"]} if "contaminated" in metrics else {})}
     return found
 
 
