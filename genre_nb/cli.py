@@ -29,8 +29,8 @@ __all__ = ['app', 'out', 'err', 'DomainName', 'DataDir', 'ModelDir', 'ConfigFile
            'plain_errors', 'show', 'LanguageName', 'ProtocolName', 'who_asks', 'read_fields', 'read_ids', 'read_config',
            'read_data', 'cold_items', 'default_threads', 'fit', 'read_folder', 'fit_data', 'load_model', 'recommend',
            'rerank', 'generate', 'evaluate', 'fitted_for', 'fingerprint', 'Run', 'write_report', 'print_report',
-           'percent', 'demo_config', 'demo', 'fit_world', 'for_strangers', 'answers', 'side_by_side', 'report_page',
-           'frame', 'picture', 'main']
+           'percent', 'check_contamination', 'listings_report', 'print_listings', 'demo_config', 'demo', 'fit_world',
+           'for_strangers', 'answers', 'side_by_side', 'report_page', 'frame', 'picture', 'main']
 
 # %% ../nbs/14_cli.ipynb #dca43c5d
 app = typer.Typer(name="genre", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -275,7 +275,7 @@ def generate(
     fields = read_fields(context)
     with plain_errors(): show(load_model(model).generate(who, n, kind=kind, context=fields), as_json)
 
-# %% ../nbs/14_cli.ipynb #0c7dff78
+# %% ../nbs/14_cli.ipynb #3366093a
 @app.command()
 def evaluate(
     out_dir: Annotated[Path, typer.Option("--out", help="Where to write metrics.json and comparison.png.")],
@@ -285,6 +285,7 @@ def evaluate(
     profiles: Profiles = False,
     positive_rating: PositiveRating = 4.0,
     protocol: Protocol = None,
+    contaminate: Annotated[Optional[float], typer.Option("--contaminate", help="Also add fake listings to the cold items, in parts of their number (0.1: one fake for ten), and see who shows them: bm25, dense, GENRE with and without the game. With --protocol item-cold only.")] = None,
     seed: Seed = 0,
 ) -> None:
     """Measure every first stage, GENRE, GENRE without the game and without text, on the test split, which is read once.
@@ -295,15 +296,18 @@ def evaluate(
     say = Speaker()
     with plain_errors("The same command goes on from the last checkpoint."):
         recommender = fitted_for(protocol, model) if model else None
+        if data: settings = read_config(config, seed, profiles, protocol=protocol)
+        check_contamination(contaminate, recommender.config if model else settings)
         if data:
-            settings = read_config(config, seed, profiles, protocol=protocol)
             table = read_folder(data, out_dir, positive_rating, settings, say)
         run = Run(out_dir, fingerprint(data or model, *([settings.model_dump_json(), positive_rating] if data else [])), say, fits=model is None)
         if data: recommender = load_model(run.model) if run.has_model else fit_data(table, run.model, settings, say)
         report = recommender.evaluate(say=say, checkpoint_dir=run.twin)
-        write_report(report, out_dir)
+        listings = listings_report(recommender, contaminate, run.twin / "listings", say)
+        write_report(report, out_dir, {"contaminated": listings} if listings else {})
         run.finish()
         print_report(report)
+        if listings: print_listings(listings)
         say(f"written: {out_dir / 'metrics.json'}")
 
 
@@ -360,13 +364,14 @@ class Run:
         self.clear()
         self.marker.unlink(missing_ok=True)
 
-# %% ../nbs/14_cli.ipynb #0d15a776
-def write_report(report, folder: Path) -> None:
+# %% ../nbs/14_cli.ipynb #3eafe61c
+def write_report(report, folder: Path, further: dict | None = None) -> None:   # further: key of metrics.json → what has `to_dict`
     "metrics.json and comparison.png."
     import matplotlib
     folder.mkdir(parents=True, exist_ok=True)
     beside = folder / "metrics.json.writing"
-    beside.write_text(json.dumps(report.to_dict(), ensure_ascii=False, indent=1), encoding="utf-8")
+    values = report.to_dict() | {key: part.to_dict() for key, part in (further or {}).items()}
+    beside.write_text(json.dumps(values, ensure_ascii=False, indent=1), encoding="utf-8")
     beside.replace(folder / "metrics.json")
     with matplotlib.rc_context(FIGURES): report.plot().savefig(folder / "comparison.png", dpi=120, bbox_inches="tight")
 
@@ -384,6 +389,28 @@ def percent(lift: dict) -> str:
     "+3.1 % [−0.5, +6.9]"
     if lift["mean"] is None: return "not defined"
     return f"{lift['mean']:+.1%} [{lift['low']:+.1%}, {lift['high']:+.1%}]"
+
+# %% ../nbs/14_cli.ipynb #078d66f8
+def check_contamination(
+    share: float | None,   # --contaminate
+    settings,              # GenreConfig
+) -> None:
+    "Raises: ValueError for a share outside (0, 0.5] or another protocol than item-cold; before anything is read or fitted."
+    if share is None: return
+    from genre_nb.recommender import check_contaminate
+    check_contaminate(share, settings.protocol)
+
+
+def listings_report(recommender, share: float | None, folder: Path, say: Callable[[str], None]):   # → ListingReport, or None
+    "Judge listings, fold by fold; finished folds are kept in `folder`."
+    if share is None: return None
+    from genre_nb.recommender import judge_listings
+    return judge_listings(recommender, share, say=say, checkpoint_dir=folder)
+
+
+def print_listings(listings) -> None:   # ListingReport
+    "One row per left-out kind and metric."
+    show(listings.table().T.reset_index(names="left out"), False, f"{listings.share:.0%} fakes among the cold items: each kind judged by who never met it (AUC, share of fakes in the top 10, nDCG@10; 95 % intervals)")
 
 # %% ../nbs/14_cli.ipynb #7967ca01
 def demo_config():   # → GenreConfig
