@@ -6,13 +6,13 @@
 __all__ = ['RANKING_METRICS', 'GREY', 'ORANGE', 'BLUE', 'BLACK', 'Summary', 'Respond', 'LIVE_METRICS', 'check_lists', 'list_hits',
            'precision', 'recall', 'hit_rate', 'mrr', 'average_precision', 'ndcg', 'ranking_metrics', 'exposure',
            'coverage', 'gini', 'intra_list_diversity', 'self_information', 'beyond_accuracy', 'new_figure',
-           'system_style', 'exposure_by_popularity', 'lorenz_curve', 'plot_exposure', 'bootstrap_means',
-           'bootstrap_mean', 'Evaluation', 'evaluate_lists', 'paired_difference', 'paired_lift', 'comparison_table',
-           'plot_comparison', 'lift_by_group', 'plot_lift', 'TuneResult', 'trial_settings', 'tune', 'live_metrics',
-           'ab_test', 'ab_power', 'ab_sample_size', 'team_draft', 'interleaving_test', 'importance_weights',
-           'effective_sample_size', 'off_policy_value', 'estimate_examination', 'corrected_click_rate', 'bleu',
-           'self_bleu', 'distinct_n', 'held_out_likelihood', 'plot_reliability', 'plot_quality_diversity',
-           'attribute_match', 'auc', 'reliability_curve', 'judge_metrics']
+           'system_style', 'exposure_by_popularity', 'lorenz_curve', 'plot_exposure', 'frontier', 'plot_frontier',
+           'bootstrap_means', 'bootstrap_mean', 'Evaluation', 'evaluate_lists', 'paired_difference', 'paired_lift',
+           'comparison_table', 'plot_comparison', 'lift_by_group', 'plot_lift', 'TuneResult', 'trial_settings', 'tune',
+           'live_metrics', 'ab_test', 'ab_power', 'ab_sample_size', 'team_draft', 'interleaving_test',
+           'importance_weights', 'effective_sample_size', 'off_policy_value', 'estimate_examination',
+           'corrected_click_rate', 'bleu', 'self_bleu', 'distinct_n', 'held_out_likelihood', 'plot_reliability',
+           'plot_quality_diversity', 'attribute_match', 'auc', 'reliability_curve', 'judge_metrics']
 
 # %% ../nbs/07_evaluation.ipynb #d78ec434
 import difflib
@@ -335,6 +335,35 @@ def plot_exposure(
     right.plot([0, 1], [0, 1], color=BLACK, linestyle=":", linewidth=1, label="equal")
     right.set(xlabel="share of items, least shown first", ylabel="share of all places")
     left.legend(fontsize=8), right.legend(fontsize=8)
+    return fig
+
+# %% ../nbs/07_evaluation.ipynb #22d88f3d
+def frontier(
+    points,        # (N, 2) two metrics, both better when higher
+) -> np.ndarray:   # (N,) bool
+    "Which points no other beats: none is at least as good in both metrics and better in one (Pareto)."
+    points = np.asarray(points, dtype=float)
+    if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
+        raise ValueError(f"points must be a table of two finite numbers each, not shape {points.shape}: one row per setting.")
+    as_good, better = (op(points[:, None], points[None]) for op in (np.greater_equal, np.greater))
+    return ~(as_good.all(2) & better.any(2)).any(0)
+
+def plot_frontier(
+    curves: Mapping[str, pd.DataFrame],  # name → one row per setting, which its index names; both metrics among its columns
+    x: str = "diversity@10",             # column, better when higher
+    y: str = "ndcg@10",                  # column, better when higher
+):                                       # matplotlib Figure
+    "One metric against the other along a dial; points that nothing beats are filled, the others hollow."
+    fig, ax = new_figure(figsize=(5.2, 2.9))
+    best = iter(frontier(np.concatenate([curve[[x, y]].to_numpy() for curve in curves.values()])))
+    for (name, curve), color, marker in zip(curves.items(), (BLUE, ORANGE, GREY, "#009E73"), "oDs^"):
+        ax.plot(curve[x], curve[y], color=color, linewidth=1, alpha=0.6)
+        for (setting, row), filled in zip(curve.iterrows(), best):
+            ax.plot(row[x], row[y], marker, color=color, markerfacecolor=color if filled else "white")
+            ax.annotate(f"{setting:g}" if isinstance(setting, (int, float)) else str(setting), (row[x], row[y]), (4, 4), textcoords="offset points", fontsize=7)
+        ax.plot([], [], color=color, marker=marker, label=f"{name} ({curve.index.name})" if curve.index.name else name)
+    ax.set(xlabel=f"{x} (right = better)", ylabel=f"{y} (up = better)")
+    ax.legend(fontsize=8)
     return fig
 
 # %% ../nbs/07_evaluation.ipynb #8881a1af

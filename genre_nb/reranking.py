@@ -23,10 +23,11 @@ from .evaluation import tune
 from .retrieval import Retriever
 
 # %% auto #0
-__all__ = ['Ask', 'Opinion', 'Weights', 'RerankConfig', 'log_prior', 'barred', 'candidates_of', 'marks', 'last_item_only',
-           'centred', 'within_list', 'Behaviour', 'folds', 'after_label', 'Lists', 'training_lists', 'thin',
-           'cross_fit', 'Scorer', 'list_loss', 'fit_scorer', 'train_network', 'held_ndcg', 'snapshot', 'mean_ndcg',
-           'Reranked', 'opinion', 'check_candidates', 'combine', 'Reranker', 'tune_weights', 'diversify']
+__all__ = ['Ask', 'Opinion', 'PARTS', 'UP', 'DOWN', 'Weights', 'RerankConfig', 'log_prior', 'barred', 'candidates_of', 'marks',
+           'last_item_only', 'centred', 'within_list', 'Behaviour', 'folds', 'after_label', 'Lists', 'training_lists',
+           'thin', 'cross_fit', 'Scorer', 'list_loss', 'fit_scorer', 'train_network', 'held_ndcg', 'snapshot',
+           'mean_ndcg', 'Reranked', 'opinion', 'check_candidates', 'combine', 'Reranker', 'tune_weights', 'moves',
+           'shorten', 'card', 'plot_moves', 'diversify']
 
 # %% ../nbs/11_reranking.ipynb #3002e9fa
 class Weights(BaseModel):
@@ -602,6 +603,82 @@ def tune_weights(
 
     result = tune(objective, space, budget=int(np.prod([len(v) for v in space.values()])), seed=config.seed)
     return Weights(**result.best), result.trials
+
+# %% ../nbs/11_reranking.ipynb #ba337583
+PARTS = ("behaviour", "judge", "match")   # of the score, besides the prior
+
+
+def moves(
+    explained: pd.DataFrame,   # all candidates in the new order: item_id, "rank before", score (−inf: may not be shown) and any of `PARTS`, weighted
+) -> pd.DataFrame:             # item_id, before, after (0: may not be shown), moved (places up), why ("": nobody was passed)
+    "How far each candidate moved, and the part of the score in which it beats those it passed (or is beaten) most."
+    names = [name for name in PARTS if name in explained]
+    parts, before = explained[names].to_numpy(float), explained["rank before"].to_numpy(int)
+    open_ = np.isfinite(explained["score"].to_numpy(float))
+    after = np.where(open_, open_.cumsum(), 0)
+    why = []
+    for b, a in zip(before, after):
+        passed, passed_by = (before < b) & (after > a) & open_, (before > b) & (after < a) & open_
+        rose = a > 0 and passed.sum() >= passed_by.sum()
+        others = passed if rose else passed_by
+        lead = (parts[after == a][0] - parts[others].mean(0)) * (1 if rose else -1) if a and others.any() and names else None
+        why.append(names[int(lead.argmax())] if lead is not None else "" if a else "not allowed")
+    return pd.DataFrame({"item_id": explained["item_id"].to_numpy(), "before": before, "after": after,
+                         "moved": np.where(open_, before - after, 0), "why": why})
+
+# %% ../nbs/11_reranking.ipynb #fc8d805f
+UP, DOWN = "#009E73", "#D55E00"   # Okabe & Ito: green and vermilion differ for the colour-blind, and the arrows say it again
+
+
+def shorten(text: str, width: int) -> str:
+    "Cut a text to a width in Latin letters; a Chinese character counts as two."
+    used = np.cumsum([2 if c > "\u2e7f" else 1 for c in text])
+    return text if not len(text) or used[-1] <= width else text[: int((used <= width - 1).sum())] + "…"
+
+
+def card(
+    ax,                # matplotlib Axes
+    x: float,          # left edge
+    rank: int,         # 1 = top
+    lines: Sequence[str],   # bold title, small line below
+    color: str,        # of the edge
+    strong: bool,      # a thick edge
+    closed: bool = False,   # crossed out
+) -> None:
+    "One item as a card of width 4."
+    from matplotlib.patches import FancyBboxPatch
+    ax.add_patch(FancyBboxPatch((x, -rank - 0.38), 4, 0.76, boxstyle="round,pad=0.02", edgecolor=color, facecolor="#eeeeee" if closed else "white",
+                                linewidth=2.4 if strong else 1, hatch="///" if closed else None))
+    for line, dy, style in zip(lines, (0.14, -0.19), ({"fontsize": 8}, {"fontsize": 6.5, "color": "#444444"})):
+        ax.text(x + 0.1, -rank + dy, line, va="center", **style)
+
+# %% ../nbs/11_reranking.ipynb #58b77059
+def plot_moves(
+    explained: pd.DataFrame,               # as for `moves`, with title; `GenreRecommender.explain(who, k)` with k = all candidates
+    items: pd.DataFrame | None = None,     # item_id with what the cards tell besides the title: category, price
+    *,
+    k: int = 8,                            # places shown
+    relevant: Sequence = (),               # item ids to be marked by a star and a thick edge
+    labels: tuple[str, str] = ("before", "after"),
+):                                         # matplotlib Figure
+    "Two columns of cards, a line from each item's old place to its new one, and which part of the score moved it."
+    from genre_nb.evaluation import new_figure
+    table = moves(explained).assign(title=explained["title"].to_numpy())
+    known = pd.DataFrame(index=table["item_id"]) if items is None else items.set_index("item_id")
+    facts = [" · ".join(str(known.loc[i, c]) for c in ("category", "price") if c in known) for i in table["item_id"]]
+    fig, ax = new_figure(figsize=(7.2, 0.5 + 0.42 * k))
+    for row, fact in zip(table.itertuples(), facts):
+        good, shut = row.item_id in relevant, row.after == 0
+        arrow, color = ("▲", UP) if row.moved > 0 else ("▼", DOWN) if row.moved < 0 else ("=", "#666666")
+        title = shorten(("★ " if good else "") + row.title, 38)
+        way = f"{arrow} {abs(row.moved)} from {row.before}{f', {row.why}' if row.why else ''}" if row.moved else "= stays"
+        if row.before <= k: card(ax, 0, row.before, (title, fact + " · not allowed" * shut), color, good, shut)
+        if 0 < row.after <= k: card(ax, 6, row.after, (title, f"{fact} · {way}" if fact else way), color, good)
+        if not shut and min(row.before, row.after) <= k:
+            ax.plot([4.05, 5.95], [-min(row.before, k + 0.9), -min(row.after, k + 0.9)], color=color, linewidth=2 if good else 1, linestyle=":" if max(row.before, row.after) > k else "-")
+    for x, label in ((2, labels[0]), (8, labels[1])): ax.text(x, -0.35, label, ha="center", weight="bold", fontsize=9)
+    ax.set(xlim=(-0.1, 10.1), ylim=(-k - 1, -0.1)), ax.axis("off")
+    return fig
 
 # %% ../nbs/11_reranking.ipynb #8d3b46a3
 def diversify(

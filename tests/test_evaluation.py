@@ -300,6 +300,26 @@ def test_plot_exposure_shares_sum_to_one():
     assert list(first_is_best) == [0, 0, 1]                                       # the last group is the most popular
 
 
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_frontier_is_what_nothing_beats(points):
+    beaten = [any(q[0] >= p[0] and q[1] >= p[1] and q != p for q in points) for p in points]
+    assert list(ev.frontier(points)) == [not b for b in beaten]
+
+
+def test_frontier_refuses_nonsense_and_plot_fills_what_nothing_beats():
+    import matplotlib
+    matplotlib.use("Agg")
+    for bad in ([1.0, 2.0], [[1.0, np.nan]], [[1, 2, 3]]):
+        with pytest.raises(ValueError, match="one row per setting"): ev.frontier(bad)
+    curves = {"a": pd.DataFrame({"diversity@10": [0.1, 0.5], "ndcg@10": [0.3, 0.2]}, index=pd.Index([0.0, 0.5], name="t")),
+              "b": pd.DataFrame({"diversity@10": [0.4], "ndcg@10": [0.1]}, index=["x"])}
+    ax = ev.plot_frontier(curves).axes[0]
+    filled = [line.get_markerfacecolor() != "white" for line in ax.lines if len(line.get_xdata()) == 1 and line.get_marker() != "None"]
+    assert filled == [True, True, False] and [t.get_text() for t in ax.texts] == ["0", "0.5", "x"]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a (t)", "b"]
+
+
 def test_other_plots_draw(systems):
     import matplotlib
     matplotlib.use("Agg")

@@ -15,7 +15,7 @@ from genre_nb.datasets import RecDataset, Requests
 from genre_nb.evaluation import ranking_metrics
 from genre_nb.reranking import (Behaviour, Lists, Reranker, RerankConfig, Scorer, Weights, barred, candidates_of, centred, cross_fit,
                                 diversify, fit_scorer, folds, last_item_only, list_loss, log_prior, marks, mean_ndcg, thin,
-                                training_lists, tune_weights, within_list)
+                                moves, plot_moves, shorten, training_lists, tune_weights, within_list, PARTS)
 from genre_nb.retrieval import Popularity
 
 SMALL = RerankConfig(candidates=30, hidden=8, seeds=2, steps=30, batch_size=16, negatives=9, folds=2)
@@ -399,3 +399,57 @@ def test_diversify_at_its_ends():
     for row, old in zip(first_three, items): assert len(set((row % 3).tolist())) == len(set((old % 3).tolist()))
     for bad in (-0.1, 1.1):
         with pytest.raises(ValueError, match="between 0 and 1"): diversify(items, scores, vectors, bad)
+
+
+# ---- what moved, and why ----------------------------------------------------------------------------------------------------
+
+def explained_list(n: int, seed: int) -> pd.DataFrame:
+    "A made-up explained list in its new order; the last two may not be shown."
+    rng = np.random.default_rng(seed)
+    parts = rng.normal(size=(n, 3))
+    score = -np.log(np.arange(1, n + 1)) + parts.sum(1)
+    table = pd.DataFrame({"item_id": [f"i{j}" for j in range(n)], "title": [f"跑步鞋 {j}" for j in range(n)], "rank before": np.arange(1, n + 1),
+                          **dict(zip(PARTS, parts.T)), "score": score})
+    table.loc[[1, 3], "score"] = -np.inf
+    return table.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+
+
+@given(st.integers(4, 20), st.integers(0, 10_000))
+@settings(max_examples=40, deadline=None)
+def test_moves_are_their_definition(n, seed):
+    table = explained_list(n, seed)
+    found = moves(table)
+    order = [i for i, s in zip(table["item_id"], table["score"]) if np.isfinite(s)]
+    by_id = table.set_index("item_id")
+    for row in found.itertuples():
+        if not np.isfinite(by_id.loc[row.item_id, "score"]):
+            assert (row.after, row.moved, row.why) == (0, 0, "not allowed")
+            continue
+        a, b = order.index(row.item_id), by_id.loc[row.item_id, "rank before"]
+        assert (row.after, row.before, row.moved) == (a + 1, b, b - a - 1)
+        passed = [i for i in order[a + 1:] if by_id.loc[i, "rank before"] < b]
+        passed_by = [i for i in order[:a] if by_id.loc[i, "rank before"] > b]
+        others, sign = (passed, 1) if len(passed) >= len(passed_by) else (passed_by, -1)
+        if not others: assert row.why == ""
+        else:
+            lead = {p: sign * np.mean([by_id.loc[row.item_id, p] - by_id.loc[i, p] for i in others]) for p in PARTS}
+            assert row.why == max(lead, key=lead.get)
+            assert lead[row.why] > 0 or len(passed) == len(passed_by)      # some part must speak for the new order
+
+
+def test_moves_without_parts_and_plot_of_a_short_list():
+    import matplotlib
+    matplotlib.use("Agg")
+    table = explained_list(5, 0)
+    assert set(moves(table[["item_id", "title", "rank before", "score"]])["why"]) <= {"", "not allowed"}
+    items = pd.DataFrame({"item_id": table["item_id"], "category": "鞋", "price": range(5)})
+    fig = plot_moves(table, items, k=4, relevant=["i0"], labels=("first stage", "re-ranked"))
+    texts = [t.get_text() for t in fig.axes[0].texts]
+    assert "first stage" in texts and "re-ranked" in texts and any("not allowed" in t for t in texts)
+    assert sum(t.startswith("★") for t in texts) == 2 and any("鞋 · 0" in t for t in texts)          # once in each column
+    assert len(fig.axes[0].patches) == 4 + 3                                                       # two of the five are closed
+
+
+def test_shorten_counts_chinese_twice():
+    assert shorten("abc", 3) == "abc" and shorten("abcd", 3) == "ab…" and shorten("跑步鞋", 6) == "跑步鞋" and shorten("跑步鞋x", 6) == "跑步…"
+    assert shorten("", 3) == ""
