@@ -626,7 +626,7 @@ def moves(
     return pd.DataFrame({"item_id": explained["item_id"].to_numpy(), "before": before, "after": after,
                          "moved": np.where(open_, before - after, 0), "why": why})
 
-# %% ../nbs/11_reranking.ipynb #fc8d805f
+# %% ../nbs/11_reranking.ipynb #d12e5e01
 UP, DOWN = "#009E73", "#D55E00"   # Okabe & Ito: green and vermilion differ for the colour-blind, and the arrows say it again
 
 
@@ -643,16 +643,16 @@ def card(
     lines: Sequence[str],   # bold title, small line below
     color: str,        # of the edge
     strong: bool,      # a thick edge
-    closed: bool = False,   # crossed out
+    closed: bool = False,   # grey with a dashed edge
 ) -> None:
     "One item as a card of width 4."
     from matplotlib.patches import FancyBboxPatch
-    ax.add_patch(FancyBboxPatch((x, -rank - 0.38), 4, 0.76, boxstyle="round,pad=0.02", edgecolor=color, facecolor="#eeeeee" if closed else "white",
-                                linewidth=2.4 if strong else 1, hatch="///" if closed else None))
+    ax.add_patch(FancyBboxPatch((x, -rank - 0.38), 4, 0.76, boxstyle="round,pad=0.02", edgecolor=color, facecolor="#dddddd" if closed else "white",
+                                linewidth=2.4 if strong else 1, linestyle="--" if closed else "-"))
     for line, dy, style in zip(lines, (0.14, -0.19), ({"fontsize": 8}, {"fontsize": 6.5, "color": "#444444"})):
         ax.text(x + 0.1, -rank + dy, line, va="center", **style)
 
-# %% ../nbs/11_reranking.ipynb #58b77059
+# %% ../nbs/11_reranking.ipynb #52622d96
 def plot_moves(
     explained: pd.DataFrame,               # as for `moves`, with title; `GenreRecommender.explain(who, k)` with k = all candidates
     items: pd.DataFrame | None = None,     # item_id with what the cards tell besides the title: category, price
@@ -672,11 +672,11 @@ def plot_moves(
         arrow, color = ("▲", UP) if row.moved > 0 else ("▼", DOWN) if row.moved < 0 else ("=", "#666666")
         title = shorten(("★ " if good else "") + row.title, 38)
         way = f"{arrow} {abs(row.moved)} from {row.before}{f', {row.why}' if row.why else ''}" if row.moved else "= stays"
-        if row.before <= k: card(ax, 0, row.before, (title, fact + " · not allowed" * shut), color, good, shut)
+        if row.before <= k: card(ax, 0, row.before, ("✗ " * shut + title, fact + " · not allowed" * shut), color, good, shut)
         if 0 < row.after <= k: card(ax, 6, row.after, (title, f"{fact} · {way}" if fact else way), color, good)
         if not shut and min(row.before, row.after) <= k:
             ax.plot([4.05, 5.95], [-min(row.before, k + 0.9), -min(row.after, k + 0.9)], color=color, linewidth=2 if good else 1, linestyle=":" if max(row.before, row.after) > k else "-")
-    for x, label in ((2, labels[0]), (8, labels[1])): ax.text(x, -0.35, label, ha="center", weight="bold", fontsize=9)
+    for x, label in ((2, labels[0]), (8, labels[1])): ax.text(x, -0.35, label, ha="center", fontsize=10)
     ax.set(xlim=(-0.1, 10.1), ylim=(-k - 1, -0.1)), ax.axis("off")
     return fig
 
