@@ -1411,14 +1411,15 @@ def forge_stock(
     made = {part: {kind: forger.write(kind, len(own), draw, own)[0] for kind in FAKE_KINDS} for draw, (part, own) in enumerate(parts.items(), start=1)}
     return Stock(train, made["valid"], made["test"])
 
-# %% ../nbs/13_recommender.ipynb #8b096961
+# %% ../nbs/13_recommender.ipynb #f073d1fb
 class Contaminated:
     "A fitted recommender whose catalogue also holds fakes; the first stages index it anew, the players only read it."
 
     def __init__(self, recommender: GenreRecommender, stock: Stock, share: float):
         self.data, self.share, self.n_genuine = recommender.data, share, recommender.data.n_items
         places = [(part, kind) for part in ("valid", "test") for kind in FAKE_KINDS]
-        added = [(part, kind, text) for part, kind in places for text in getattr(stock, part)[kind]]
+        count = {part: max(1, round(share * (recommender.data.item_part == part).sum())) for part in ("valid", "test")}
+        added = [(part, kind, text) for part, kind in places for text in getattr(stock, part)[kind][: count[part]]]
         self.place = pd.DataFrame(added, columns=["part", "kind", "text"], index=pd.RangeIndex(self.n_genuine, self.n_genuine + len(added)))
         self.shop = copy.copy(recommender)
         self.shop.data = self._extended(recommender.data)
@@ -1456,7 +1457,7 @@ class Contaminated:
         asked.allowed = self.opened(part, kinds)
         return asked
 
-# %% ../nbs/13_recommender.ipynb #f25246d5
+# %% ../nbs/13_recommender.ipynb #eec6c20a
 RHO = (0.0, 0.5, 1.0, 2.0, 4.0)   # weights of log P(genuine) to choose from
 
 
@@ -1465,6 +1466,7 @@ class ListingFold:
 
     def __init__(self, shop: Contaminated, stock: Stock, left_out: str):
         self.shop, self.left_out, self.known = shop, left_out, [k for k in FAKE_KINDS if k != left_out]
+        self.made = stock.test[left_out]
         genuine = genuine_items(shop.data, "train")
         row = np.full(shop.n_genuine + 1, -1)                  # item code → row of the concordance; the last one for "none"
         row[genuine] = np.arange(len(genuine))
@@ -1485,10 +1487,9 @@ class ListingFold:
 
     def areas(self) -> dict[str, dict[str, float | None]]:
         "AUC of genuine cold test items against the left-out kind, and (½ is wanted) of genuine training items against genuine cold ones."
-        place = self.shop.place
-        cold = self.odds[genuine_items(self.shop.data, "test")]
-        fakes = self.odds[place.index[(place["part"] == "test") & (place["kind"] == self.left_out)].tolist()]
-        return {"auc": auc_interval(cold, fakes), "auc_seen_vs_cold": auc_interval(self._raw(self.seen), cold + float(np.log(self.shop.share)))}
+        cold = self._raw(self.concordance.read(self.tokens[genuine_items(self.shop.data, "test")]))
+        fakes = self._raw(self.concordance.read(self._ids(self.made)))
+        return {"auc": auc_interval(cold, fakes), "auc_seen_vs_cold": auc_interval(self._raw(self.seen), cold)}
 
     def parts(self, trained: Trained, question: Question, judge: bool) -> tuple[Tensor, dict[str, Tensor]]:
         "Candidates of the first stage, and the parts of equation (4)."

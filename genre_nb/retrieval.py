@@ -719,13 +719,13 @@ def join_words(words: Sequence[str]) -> str:   # in a new order
     "A text of words that were taken out of their places: no space before the first, none that was not there before Chinese words."
     return re.sub(rf"(?<=[{HAN}])\s+(?=[{HAN}])", "", "".join(words)).strip()
 
-# %% ../nbs/09_retrieval.ipynb #7bdb3824
+# %% ../nbs/09_retrieval.ipynb #89743acf
 def stuffed_listings(
     texts: Sequence[str],      # I genuine listings
     likes: sp.csr_matrix,      # (U, I) who liked which of them
     n: int,                    # how many to write
     rng: np.random.Generator,  # draws users
-    words: int = 12,           # different keywords in one listing
+    words: int = 16,           # different keywords in one listing
 ) -> list[str]:                # n texts
     "Keyword stuffing: of the words that a drawn user likes, those that the crowd's histories ask for most (likes · idf), again and again. Raises: ValueError where nobody liked anything."
     users = np.flatnonzero(np.diff(likes.indptr))
