@@ -20,7 +20,7 @@ from .losses import discriminator_loss
 # %% auto #0
 __all__ = ['DISCRIMINATORS', 'CORRUPTIONS', 'DiscriminatorConfig', 'TextDiscriminator', 'CNNDiscriminator', 'LSTMDiscriminator',
            'TransformerDiscriminator', 'build_discriminator', 'shuffled', 'replaced', 'spliced', 'stuffed', 'corrupt',
-           'lookup', 'Concordance', 'ListingJudge', 'fit_listing_judge']
+           'lookup', 'Concordance', 'ListingJudge', 'off_the_path', 'fit_listing_judge']
 
 # %% ../nbs/06_discriminator.ipynb #67d75e13
 class DiscriminatorConfig(BaseModel):
@@ -332,7 +332,7 @@ class Concordance:
             table[:, row] = (met == 0).mean(), pmi.mean(), np.quantile(pmi, 0.05), (expected * (met == 0)).mean()
         return list(table)
 
-# %% ../nbs/06_discriminator.ipynb #f75845c2
+# %% ../nbs/06_discriminator.ipynb #bb411176
 class ListingJudge(nn.Module):
     "Is this listing genuine, whoever asks? D at w = 0, on what a concordance says of the text."
 
@@ -358,6 +358,17 @@ class ListingJudge(nn.Module):
         return torch.stack([net(x)[:, 0] for net in self.nets]).mean(0)
 
 
+def off_the_path(
+    genuine: Tensor,   # (n, F) genuine listings
+    size: int,         # how many
+    share: float = 0.3,   # of the numbers that are moved
+) -> Tensor:           # (size, F)
+    "Genuine listings with some of their numbers moved by one to five spreads, up or down: a reference around the genuine ones (Steinwart et al. 2005, section 2)."
+    some = genuine[torch.randint(len(genuine), (size,))]
+    spread = genuine.std(0).nan_to_num(0.0).clamp(min=0.02) * (1 + 4 * torch.rand(size, 1))
+    return some + (torch.rand(some.shape) < share) * torch.randn(some.shape) * spread
+
+
 def fit_listing_judge(
     genuine: Tensor,             # (n, F) genuine listings, each looked up without itself
     fakes: Mapping[str, Tensor], # kind → (m, F)
@@ -366,14 +377,16 @@ def fit_listing_judge(
     batch_size: int = 64,        # genuine listings a step, and as many fakes
     lr: float = 5e-3,            # peak learning rate
     weight_decay: float = 0.05,  # of AdamW
+    surprises: int = 2000,       # texts that are no text, from `off_the_path`, as one more kind; 0: none
     seed: int = 0,               # of weights and batches
 ) -> ListingJudge:               # in eval mode
     "L_d at w = 0 (Goodfellow et al. 2014, eq. 1), every kind of fake with the same share. Raises: ValueError without fakes."
     fakes = {kind: read for kind, read in fakes.items() if len(read)}
     if not fakes or not len(genuine): raise ValueError("a judge of listings learns from genuine ones and from at least one kind of fake: one of them is missing")
-    share = max(1, batch_size // len(fakes))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if surprises: fakes["off the path"] = off_the_path(genuine, surprises)
+        share = max(1, batch_size // len(fakes))
         judge = ListingJudge(genuine.shape[1])
         judge.mean, judge.scale = genuine.mean(0), genuine.std(0).nan_to_num(0.0).clamp(min=0.02)
         for net in judge.nets:

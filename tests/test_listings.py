@@ -76,6 +76,18 @@ def test_the_judge_is_seeded_saved_and_leaves_the_callers_noise_alone():
         assert auc(one(torch.randn(200, 5)), one(torch.randn(200, 5) + 3)) > 0.95
 
 
+def test_off_the_path_is_suspicious_where_no_known_fake_went():
+    torch.manual_seed(0)
+    genuine, fake = torch.randn(300, 6), torch.randn(300, 6)
+    fake[:, 0] -= 4                                                        # all known fakes are low in the first number
+    other = torch.randn(200, 6); other[:, 0] += 4                          # the new kind is high in it
+    areas = []
+    for surprises in (0, 2000):
+        judge = fit_listing_judge(genuine, {"low": fake}, surprises=surprises)
+        with torch.no_grad(): areas.append(auc(judge(torch.randn(200, 6)), judge(other)))
+    assert areas[0] < 0.3 and areas[1] > 0.7, areas
+
+
 # the forger
 
 TEXTS = ["红色 跑鞋 · 运动鞋 · 轻便透气，适合晨跑。", "Blue tent · a tent for two, light and dry.", "蓝牙耳机 · 耳机 · 音质好，适合通勤。", "Red mug · don't drop it; 3.5 dl"] * 6
