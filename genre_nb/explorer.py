@@ -21,10 +21,9 @@ from .reranking import Weights, diversify, plot_moves
 if TYPE_CHECKING: from genre_nb.recommender import GenreRecommender
 
 # %% auto #0
-__all__ = ['LABELS', 'Opened', 'titles', 'open_request', 'picture', 'rows_html', 'written_html', 'Panel', 'load_widgets',
-           'explorer']
+__all__ = ['LABELS', 'Opened', 'open_request', 'picture', 'rows_html', 'written_html', 'Panel', 'load_widgets', 'explorer']
 
-# %% ../nbs/15_explorer.ipynb #5f5e2892
+# %% ../nbs/15_explorer.ipynb #c63eacc2
 @dataclass
 class Opened:
     "One request with everything that does not depend on the weights."
@@ -60,15 +59,9 @@ class Opened:
         codes = [int(code) for code in items[0, :k] if code >= 0]
         before = {int(code): rank + 1 for rank, code in enumerate(self.items[0]) if code >= 0}
         shown = self.recommender.data.items.iloc[codes]
-        table = pd.DataFrame({"item_id": shown["item_id"].to_numpy(), "title": titles(shown), "rank before": [before[c] for c in codes]})
+        table = pd.DataFrame({"item_id": shown["item_id"].to_numpy(), "title": self.recommender._titles(shown), "rank before": [before[c] for c in codes]})
         for name, part in result.parts.items(): table[name] = [round(float(part[0, place[c]]), 3) + 0.0 for c in codes]
         return table.assign(score=[round(float(result.scores[0, place[c]]), 3) for c in codes])
-
-
-def titles(items: pd.DataFrame) -> list[str]:   # some rows of `data.items`
-    "Titles, or the first words of the text where there is none."
-    texts = items["text"].astype(str).str.slice(0, 40)
-    return (items["title"].where(items["title"].astype(str).str.strip() != "", texts) if "title" in items else texts).astype(str).tolist()
 
 # %% ../nbs/15_explorer.ipynb #528c3279
 def open_request(
