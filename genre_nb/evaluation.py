@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RANKING_METRICS', 'GREY', 'ORANGE', 'BLUE', 'BLACK', 'Summary', 'Respond', 'LIVE_METRICS', 'check_lists', 'list_hits',
            'precision', 'recall', 'hit_rate', 'mrr', 'average_precision', 'ndcg', 'ranking_metrics', 'exposure',
-           'coverage', 'gini', 'intra_list_diversity', 'self_information', 'beyond_accuracy', 'new_figure',
+           'coverage', 'gini', 'intra_list_diversity', 'self_information', 'beyond_accuracy', 'new_figure', 'shorten',
            'system_style', 'exposure_by_popularity', 'lorenz_curve', 'plot_exposure', 'frontier', 'plot_frontier',
            'bootstrap_means', 'bootstrap_mean', 'Evaluation', 'evaluate_lists', 'paired_difference', 'paired_lift',
            'comparison_table', 'plot_comparison', 'lift_by_group', 'plot_lift', 'TuneResult', 'trial_settings', 'tune',
@@ -272,7 +272,7 @@ def beyond_accuracy(
         overall[_metric_name("coverage", k)], overall[_metric_name("gini", k)] = coverage(counts), gini(counts)
     return per_user, overall
 
-# %% ../nbs/07_evaluation.ipynb #54a6299c
+# %% ../nbs/07_evaluation.ipynb #4513600a
 GREY, ORANGE, BLUE, BLACK = "#666666", "#E69F00", "#0072B2", "#000000"  # Okabe & Ito: safe for the colour-blind
 
 def new_figure(*shape, **options):
@@ -281,6 +281,12 @@ def new_figure(*shape, **options):
     fig, axes = plt.subplots(*shape, **options)
     plt.close(fig)
     return fig, axes
+
+def shorten(text: str, width: int) -> str:
+    "Cut a text to a width in Latin letters; a Chinese character counts as two."
+    used = np.cumsum([2 if c > "\u2e7f" else 1 for c in text])
+    return text if not len(text) or used[-1] <= width else text[: int((used <= width - 1).sum())] + "…"
+
 
 def system_style(
     name: str,  # name of a system

@@ -614,3 +614,8 @@ def test_examination_is_recovered_from_shuffled_pages():
 ])
 def test_live_errors_say_what_to_do(call, message):
     with pytest.raises(ValueError, match=message): call()
+
+
+def test_shorten_counts_chinese_twice():
+    assert ev.shorten("abc", 3) == "abc" and ev.shorten("abcd", 3) == "ab…" and ev.shorten("跑步鞋", 6) == "跑步鞋" and ev.shorten("跑步鞋x", 6) == "跑步…"
+    assert ev.shorten("", 3) == ""

@@ -15,7 +15,7 @@ from genre_nb.datasets import RecDataset, Requests
 from genre_nb.evaluation import ranking_metrics
 from genre_nb.reranking import (Behaviour, Lists, Reranker, RerankConfig, Scorer, Weights, barred, candidates_of, centred, cross_fit,
                                 diversify, fit_scorer, folds, last_item_only, list_loss, log_prior, marks, mean_ndcg, thin,
-                                moves, plot_moves, shorten, training_lists, tune_weights, within_list, PARTS)
+                                moves, plot_moves, training_lists, tune_weights, within_list, PARTS)
 from genre_nb.retrieval import Popularity
 
 SMALL = RerankConfig(candidates=30, hidden=8, seeds=2, steps=30, batch_size=16, negatives=9, folds=2)
@@ -448,8 +448,3 @@ def test_moves_without_parts_and_plot_of_a_short_list():
     assert "first stage" in texts and "re-ranked" in texts and any("not allowed" in t for t in texts)
     assert sum(t.startswith("★") for t in texts) == 2 and any("鞋 · 0" in t for t in texts)          # once in each column
     assert len(fig.axes[0].patches) == 4 + 3                                                       # two of the five are closed
-
-
-def test_shorten_counts_chinese_twice():
-    assert shorten("abc", 3) == "abc" and shorten("abcd", 3) == "ab…" and shorten("跑步鞋", 6) == "跑步鞋" and shorten("跑步鞋x", 6) == "跑步…"
-    assert shorten("", 3) == ""
