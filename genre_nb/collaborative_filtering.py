@@ -26,7 +26,7 @@ __all__ = ['FACTORS', 'SPACES', 'ItemKNN', 'keep_largest', 'largest', 'UserKNN',
            'without_target', 'at_least_one', 'descend', 'HistoryFactors', 'score_of', 'pool', 'BPR', 'SoftmaxMF',
            'multinomial_loss', 'gaussian_kl', 'annealed', 'MultVAE', 'unit_length', 'encode_history', 'decode_history',
            'Space', 'time_span', 'of_kind', 'ials_for', 'softmax_for', 'decayed_popularity', 'recent_popularity',
-           'tune_baseline', 'fusion_space']
+           'tune_baseline', 'fusion_space', 'TextEASE', 'ridge_weights']
 
 # %% ../nbs/10_collaborative_filtering.ipynb #fb7da1b1
 class ItemKNN(Retriever):
@@ -764,3 +764,65 @@ def fusion_space(
         return Fusion([members[name] for name in chosen], how=how, weights=list(chosen.values()))
 
     return Space(make, {name: tuple(weights) for name in others})
+
+# %% ../nbs/10_collaborative_filtering.ipynb #4737b802
+class TextEASE(TFIDF):
+    """EASE's weights, predicted from the items' texts: for items that nobody has liked yet.
+
+    b_j = B (T Tᵀ + ρ E)⁻¹ T t_j, where B are the weights of `EASE` among items with likes (Steck 2019), T their TF-IDF
+    vectors and t_j that of any item: a ridge regression of the columns of B on texts (after Gantner et al. 2010, who map
+    attributes to latent factors). Every item is scored by its text alone, liked or not. Without a history all scores are 0.
+    """
+
+    kind = "text_ease"
+    options = ("l2", "ridge", *TFIDF.options)
+    learned = (*TFIDF.learned, "likes")
+
+    def __init__(
+        self,
+        l2: float = 300.0,     # λ of EASE
+        *,
+        ridge: float = 1.0,    # ρ: more trusts single words less
+        **text,                # arguments of `TFIDF`
+    ):
+        super().__init__(**text)
+        if l2 <= 0: raise ValueError(f"l2 must be above 0, got {l2}")
+        if ridge <= 0: raise ValueError(f"ridge must be above 0, got {ridge}")
+        self.l2, self.ridge = l2, ridge
+
+    def fit(self, data, splits=("train",)):
+        "Two Cholesky factorisations of n × n matrices, n the items with likes: about 12·n² bytes."
+        super().fit(data, splits)
+        self.likes = data.matrix(*splits)
+        self._solve()
+        return self
+
+    def _solve(self) -> None:
+        "A and T, from the likes and the texts."
+        self.known = np.flatnonzero(self.likes.getnnz(axis=0))
+        self.texts = self.vectors[self.known]
+        self.weights = ridge_weights(ease_weights(self.likes[:, self.known], self.l2), self.texts, self.ridge)
+
+    @classmethod
+    def _restore(cls, arrays, meta, parts):
+        new = super()._restore(arrays, meta, parts)
+        new._solve()
+        return new
+
+    def scores(self, requests):
+        "(B, I): h A T t for every item."
+        self.check(requests)
+        spoken = requests.history[:, self.known] @ self.weights
+        return torch.from_numpy(np.ascontiguousarray((self.vectors @ (self.texts.T @ spoken.T)).T, dtype=np.float32))
+
+# %% ../nbs/10_collaborative_filtering.ipynb #b138a19a
+def ridge_weights(
+    weights: np.ndarray,     # (n, n) float32 B
+    texts: sp.csr_matrix,    # (n, V) T, rows of length 1 or 0
+    ridge: float,            # ρ > 0
+) -> np.ndarray:             # (n, n) float32 A = B (T Tᵀ + ρ E)⁻¹
+    "The symmetric system is solved for all rows of B at once."
+    kernel = np.asfortranarray((texts @ texts.T).toarray(), dtype=np.float32)
+    kernel[np.diag_indices_from(kernel)] += np.float32(ridge)
+    factor = scipy.linalg.cho_factor(kernel, lower=True, overwrite_a=True, check_finite=False)
+    return scipy.linalg.cho_solve(factor, weights.T, check_finite=False).T

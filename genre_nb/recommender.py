@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .adversarial import GanConfig, GenreGAN, catalogue_vectors, train_gan
-from .collaborative_filtering import EASE, ItemKNN
+from .collaborative_filtering import EASE, ItemKNN, TextEASE
 from .datasets import SPLITS, DataError, RecDataset, Requests
 from .discriminator import DISCRIMINATORS, Concordance, fit_listing_judge
 from .encoder import ENCODERS, PseudoInterest, make_condition
@@ -63,7 +63,7 @@ class GenreConfig(BaseModel):
     min_frequency: int = Field(default=20, ge=1)                  # a string becomes one subword if it occurs so often: rare ones stay in pieces
     first_stage: str = "auto"                                     # a name in `FIRST_STAGES`; auto: the best on validation
     retrievers: tuple[str, ...] = ()                              # further first stages by their registered names
-    l2_grid: tuple[float, ...] = Field(default=(100.0, 300.0, 1000.0), min_length=1)   # EASE's λ to choose from on validation
+    l2_grid: tuple[float, ...] = Field(default=(100.0, 300.0, 1000.0), min_length=1)   # λ of EASE (of TextEASE under item-cold) to choose from on validation
     texts_per_user: int = Field(default=2, ge=1)                  # descriptions written for the match
     temperature: float = Field(default=0.7, gt=0)                 # of these descriptions
     max_history: int = Field(default=50, ge=1)                    # newest likes kept in order
@@ -195,9 +195,13 @@ FIRST_STAGES: dict[str, Callable[[Mapping[str, Retriever]], Retriever]] = {   # 
     "zsum(towers+tfidf/3)": blend("zsum", towers=1.0, tfidf=1 / 3),
     "zsum(towers+dense/3)": blend("zsum", towers=1.0, dense=1 / 3),
     "zsum(tfidf+dense)": blend("zsum", tfidf=1.0, dense=1.0),
+    "zsum(text_ease+towers)": blend("zsum", text_ease=1.0, towers=1.0),
+    "zsum(text_ease+tfidf)": blend("zsum", text_ease=1.0, tfidf=1.0),
+    "zsum(text_ease+towers+tfidf)": blend("zsum", text_ease=1.0, towers=1.0, tfidf=1.0),
+    "zsum(text_ease+towers+tfidf/3)": blend("zsum", text_ease=1.0, towers=1.0, tfidf=1 / 3),
 }
 SINGLE_STAGES = ("popularity", "recent", "item_knn", "ease", "bm25", "dense")   # fitted always ("recent" where there are timestamps)
-COLD_STAGES = ("popularity", "bm25", "dense", "tfidf", "nearest", "towers")     # fitted for items that nobody has seen
+COLD_STAGES = ("popularity", "bm25", "dense", "tfidf", "nearest", "towers", "text_ease")   # fitted for items that nobody has seen
 TEXT_STAGES = ("bm25", "dense", "rrf(bm25+dense)")   # those that understand a text without a history
 
 # %% ../nbs/13_recommender.ipynb #c2a35823
@@ -615,6 +619,7 @@ class Warm:
     whole = False          # also MAP and MRR over the whole ranking
     refit = False          # before test is read, everything is fitted again on train and valid with what was chosen
     collaborative = True   # stages that know items by their interactions alone can say something
+    rated_open = False     # what a user has rated low stays a candidate, so the scorer is told
     deal = None            # how the likes are dealt for cross-fitting; None: as in `folds`
 
     def prepare(self, data: RecDataset, seed: int) -> RecDataset:
@@ -734,7 +739,7 @@ class UserCold(Warm):
 class Irgan(Warm):
     "IRGAN's evaluation: ratings from 4, all items minus training positives, cuts 3, 5 and 10, MAP and MRR of the whole ranking."
 
-    name, cuts, whole, refit = "irgan", (1, 3, 5, 10), True, True
+    name, cuts, whole, refit, rated_open = "irgan", (1, 3, 5, 10), True, True, True
 
     def prepare(self, data: RecDataset, seed: int) -> RecDataset:
         "Train and test as given; without a valid part, a fifth of train is held out."
@@ -856,7 +861,8 @@ class StageFitting(Settings):
     def _fit_stages(self, say: Say) -> None:
         valid = self.question("valid", self.config.rerank.tune_users)
         text = self._text_stages()
-        trials = {l2: self._ndcg(EASE(l2).fit(self.view), valid) for l2 in self.config.l2_grid} if self.protocol.collaborative else {None: 0.0}
+        linear = EASE if self.protocol.collaborative else TextEASE
+        trials = {l2: self._ndcg(linear(l2).fit(self.view), valid) for l2 in self.config.l2_grid}
         self.l2 = max(trials, key=trials.get)
         self.stages = self._single(self.view, text)
         self.valid_ndcg = {name: self._ndcg(make_stage(name, self.stages), valid) for name in stage_names(self.stages)}
@@ -871,17 +877,17 @@ class StageFitting(Settings):
 
     def _single(self, data: RecDataset, text: Mapping[str, Retriever]) -> dict[str, Retriever]:
         "Single stages fitted on the `train` rows of `data`."
-        learning = {} if self.protocol.collaborative else {"towers": Towers()}
-        return single_stages(data, self.l2, text, learning | self.own_stages)
+        if self.protocol.collaborative: return single_stages(data, self.l2, text, self.own_stages)
+        return single_stages(data, None, text, {"towers": Towers(), "text_ease": TextEASE(self.l2)} | self.own_stages)
 
     def _fit_scorer(self, say: Say) -> None:
         text = {name: stage for name, stage in self.stages.items() if name in ("bm25", "dense", "tfidf", "nearest") and name not in self.own_stages}
 
         def fit(fold: RecDataset) -> tuple[Behaviour, Retriever]:
             stages = self._single(fold, text)
-            return Behaviour.fit(fold, stages), make_stage(self.first_name, stages)
+            return Behaviour.fit(fold, stages, own_ratings=self.protocol.rated_open), make_stage(self.first_name, stages)
 
-        self.behaviour = Behaviour.fit(self.view, self.stages)
+        self.behaviour = Behaviour.fit(self.view, self.stages, own_ratings=self.protocol.rated_open)
         ask = lambda fold, users: fold.requests(users, ("train",), self.config.max_history, self.config.profiles, self.config.context)   # as when serving
         if self.protocol.deal is None: lists = cross_fit(self.view, fit, self.config.rerank, say, ask=ask)
         else: lists = cross_fit_by(self.protocol, self.view, fit, self.config.rerank, say, ask)
@@ -1733,7 +1739,8 @@ def load_recommender(cls: type[GenreRecommender], folder: Path, parts: dict[str,
     for key, value in meta["facts"].items(): setattr(new, key, value)
     new.stages = load_stages(folder / "stages.safetensors", meta["stages"], new.own_stages)
     new.first = make_stage(new.first_name, new.stages)
-    new.behaviour, new.scorer = load_scorer(folder / "scorer.safetensors", new.stages, new.config.rerank, "timestamp" in new.data.interactions)
+    rated_low = new.view.negatives("train") if new.protocol.rated_open else None
+    new.behaviour, new.scorer = load_scorer(folder / "scorer.safetensors", new.stages, new.config.rerank, "timestamp" in new.data.interactions, rated_low)
     new.trained, new.gan_off = load_players(folder / "gan.safetensors", new, meta), None
     return new
 
@@ -1774,10 +1781,10 @@ def load_stages(path: Path, metas: dict[str, dict], own: Mapping[str, Retriever]
     return {name: Retriever.from_state(arrays[name], meta, **code[name]) for name, meta in metas.items()}
 
 
-def load_scorer(path: Path, stages: dict[str, Retriever], config: RerankConfig, ordered: bool) -> tuple[Behaviour, Scorer]:
+def load_scorer(path: Path, stages: dict[str, Retriever], config: RerankConfig, ordered: bool, rated_low: sp.csr_matrix | None) -> tuple[Behaviour, Scorer]:
     "Features and what was learned from them."
     values = load_file(path)
-    behaviour = Behaviour(stages, values.pop("behaviour.log_popularity").numpy(), values.pop("behaviour.dislike").numpy(), ordered)
+    behaviour = Behaviour(stages, values.pop("behaviour.log_popularity").numpy(), values.pop("behaviour.dislike").numpy(), ordered, rated_low)
     scorer = Scorer(len(behaviour.names), config.hidden, config.dropout, config.seeds)
     scorer.load_state_dict(values)
     return behaviour, scorer.eval()

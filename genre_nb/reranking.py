@@ -155,8 +155,9 @@ class Behaviour:
         log_popularity: np.ndarray,        # (I,) log(1 + likes)
         dislike: np.ndarray,               # (I,) smoothed share of low ratings or of impressions without a click
         ordered: bool,                     # histories are in time order, so the newest item means something
+        rated_low: sp.csr_matrix | None = None,   # (U, I) what each user rated low, where such items stay candidates
     ):
-        self.stages, self.ordered = dict(stages), ordered
+        self.stages, self.ordered, self.rated_low = dict(stages), ordered, rated_low
         self.log_popularity = torch.as_tensor(log_popularity, dtype=torch.float32)
         self.dislike = torch.as_tensor(dislike, dtype=torch.float32)
 
@@ -166,11 +167,12 @@ class Behaviour:
         data: RecDataset,                  # its `train` rows are learned from
         stages: Mapping[str, Retriever],   # first stages fitted on the same rows
         splits: Sequence[str] = ("train",),
+        own_ratings: bool = False,         # one more feature: the user has rated the candidate low
     ) -> Behaviour:
         "Count likes and dislikes."
-        likes = np.asarray(data.matrix(*splits).sum(0)).ravel()
-        dislikes = np.asarray(data.negatives(*splits).sum(0)).ravel()
-        return cls(stages, np.log1p(likes), (dislikes + 1) / (likes + dislikes + 5), "timestamp" in data.interactions)
+        likes, disliked = np.asarray(data.matrix(*splits).sum(0)).ravel(), data.negatives(*splits)
+        dislikes = np.asarray(disliked.sum(0)).ravel()
+        return cls(stages, np.log1p(likes), (dislikes + 1) / (likes + dislikes + 5), "timestamp" in data.interactions, disliked if own_ratings else None)
 
     @property
     def names(self) -> list[str]:   # F names
@@ -179,7 +181,8 @@ class Behaviour:
         for stage in self.stages:
             for which in ("", " of newest") if self.ordered else ("",):
                 names += [f"{stage}.{kind}{which}" for kind in ("score", "z", "log rank")]
-        return names + ["popularity.log likes", "popularity.log likes z", "popularity.history", "dislike.share", "history.log length"]
+        names += ["popularity.log likes", "popularity.log likes z", "popularity.history", "dislike.share", "history.log length"]
+        return names + (["dislike.own"] if self.rated_low is not None else [])
 
     def __call__(
         self,
@@ -198,6 +201,7 @@ class Behaviour:
         likes, length = self.log_popularity[codes], torch.from_numpy(np.asarray(requests.history.sum(1), dtype=np.float32))
         taste = torch.from_numpy(requests.history @ self.log_popularity.numpy()).float()[:, None] / length.clamp(min=1)
         columns += [likes, within_list(likes, open_), taste.expand_as(likes), self.dislike[codes], torch.log1p(length).expand_as(likes)]
+        if self.rated_low is not None: columns.append((marks(items, self.rated_low[np.maximum(requests.users, 0)]) & (torch.from_numpy(requests.users) >= 0)[:, None]).float())
         return torch.stack(columns, -1)
 
 # %% ../nbs/11_reranking.ipynb #220a5e83

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genre_nb.collaborative_filtering import (BPR, EASE, IALS, SPACES, ItemKNN, MultVAE, RP3Beta, SoftmaxMF, Space, UserKNN, annealed,
+from genre_nb.collaborative_filtering import (BPR, EASE, IALS, SPACES, ItemKNN, MultVAE, RP3Beta, SoftmaxMF, Space, TextEASE, UserKNN, annealed,
                                               bpr_loss, ease_weights, fold_in, fusion_space, gaussian_kl, keep_heaviest, keep_largest,
                                               largest, mirror_lower, multinomial_loss, pool, softmax_loss, time_span, tune_baseline,
                                               without_target)
@@ -21,11 +21,11 @@ from genre_nb.evaluation import evaluate_lists
 from genre_nb.retrieval import RETRIEVERS, Fusion, Popularity, Retriever
 
 
-def dataset(matrix):
+def dataset(matrix, texts=None):
     "A data set whose training positives are the ones of a matrix."
     user, item = np.nonzero(matrix)
     ticks = pd.DataFrame({"user_id": user, "item_id": item, "split": "train"})
-    return RecDataset(ticks, pd.DataFrame({"item_id": range(matrix.shape[1]), "title": [f"thing {i}" for i in range(matrix.shape[1])]}),
+    return RecDataset(ticks, pd.DataFrame({"item_id": range(matrix.shape[1]), "title": texts or [f"thing {i}" for i in range(matrix.shape[1])]}),
                       pd.DataFrame({"user_id": range(matrix.shape[0])}))
 
 
@@ -97,7 +97,7 @@ def strangers(matrix):
 
 def everything(**fast):
     "One of each, small and quick."
-    return [ItemKNN(), UserKNN(), RP3Beta(), EASE(20.0), IALS(factors=8, l2=1.0), BPR(factors=8, epochs=10, likes_per_step=64),
+    return [ItemKNN(), UserKNN(), RP3Beta(), EASE(20.0), TextEASE(20.0), IALS(factors=8, l2=1.0), BPR(factors=8, epochs=10, likes_per_step=64),
             SoftmaxMF(factors=8, epochs=10, likes_per_step=64), SoftmaxMF(factors=8, epochs=10, negatives=15, likes_per_step=64),
             MultVAE(hidden=32, latent=8, epochs=30, users_per_step=20, learning_rate=0.01)]
 
@@ -201,6 +201,29 @@ def test_ease_reads_states_that_hold_the_whole_table():
     stage = EASE(5.0).fit(data)
     old = Retriever.from_state({"weights": stage.weights}, {"kind": "ease", "n_items": 6, "options": {"l2": 5.0}, "facts": {}})
     assert torch.equal(old.scores(data.requests()), stage.scores(data.requests()))
+
+
+# ---------- EASE's weights, read off texts
+
+def test_text_ease_scores_cold_items_as_the_dense_formula_does():
+    matrix = (np.random.default_rng(5).random((60, 30)) < 0.2).astype(np.float32)
+    matrix[:, [4, 17]] = 0                                                           # nobody has liked them
+    words = np.random.default_rng(6).choice(["red", "blue", "shoe", "tent", "stove", "warm"], size=(30, 3))
+    texts = [" ".join(row) for row in words]
+    texts[8] = ""                                                                    # an item without a text
+    data = dataset(matrix, texts)
+    stage = TextEASE(10.0, ridge=0.7).fit(data)
+    known, T = np.setdiff1d(np.arange(30), [4, 17]), stage.vectors.toarray().astype(np.float64)
+    A = ease_weights(sp.csr_matrix(matrix[:, known]), 10.0) @ np.linalg.inv(T[known] @ T[known].T + 0.7 * np.eye(28))
+    scores = stage.scores(data.requests()).numpy()
+    assert np.allclose(scores, matrix[:, known] @ A @ T[known] @ T.T, atol=1e-4)
+    assert np.abs(scores[:, [4, 17]]).max() > 0 and not scores[:, 8].any()
+    assert not stage.scores(Requests.from_texts(["red shoe"], 30)).any()
+
+
+def test_text_ease_refuses():
+    with pytest.raises(ValueError, match="l2 must be above 0"): TextEASE(0)
+    with pytest.raises(ValueError, match="ridge must be above 0"): TextEASE(ridge=-1)
 
 
 # ---------- factors
