@@ -2,7 +2,7 @@
 
 usage: python benchmarks/worlds.py [--seeds 5] [--domains ecommerce social news] [--languages zh en] [--out worlds.json]
                                    [--summary nbs/results/worlds.json]
-One world of 1,000 users and 1,000 items takes two to three minutes on one core. A run that was interrupted goes on: finished
+One world of 1,000 users and 1,000 items takes 2.5 to 3.5 minutes on one core. A run that was interrupted goes on: finished
 worlds are read from --out. Several processes may share the work if each has its own --out; --also reads theirs for the tables.
 """
 import argparse

@@ -1382,7 +1382,7 @@ def plot_story(
         ax.axvline(part["step"].max(), color="0.8", linewidth=1, zorder=0)
         ax.text(part["step"].max(), 0.98, phase, ha="right", va="top", rotation=90, fontsize=7, color="0.4", transform=ax.get_xaxis_transform())
     ax.set(xlabel="step", ylabel="nats")
-    ax.legend(fontsize=8, loc="upper center")
+    ax.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=0.2)
     for row, place in enumerate(np.unique(np.linspace(0, len(told) - 1, n).round().astype(int))):
         text = told[place]["text"].split(" · ")[-1].strip() or "(no sentence yet)"
         words.text(0, -row, f"{told[place]['step']:>4}  D = {1 / (1 + np.exp(-told[place]['score'])):.2f}  {shorten(text, 92)}", fontsize=8)

@@ -51,6 +51,10 @@ def test_readme_shows_the_saved_results():
         value = demo["systems"][name]["ndcg@10"]
         assert f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]" in readme, f"{name}: run `make nbs ARGS=nbs/index.ipynb` and `make readme`"
     for lift in ("lift_vs_best_baseline", "lift_vs_gan_off", "lift_vs_features_only"): assert f"{demo[lift]['ndcg@10']['mean']:+.1%}" in readme
+    for number, where in ((23, "over the first stage"), (23, "over a wrong one brings"), (24, "rule kept,"), (25, "masked,")):
+        closing = next((ROOT / "nbs").glob(f"{number}_*.ipynb")).read_text(encoding="utf-8").split('"**The article promises')[1]
+        lift = re.search(re.escape(where) + r" ([+-][\d.]+% \[[^\]]+\])", closing)[1]
+        assert lift in readme, f"{number}: run `make nbs ARGS=nbs/index.ipynb` and `make readme`"
 
 
 def numbers():
