@@ -470,7 +470,7 @@ def test_every_system_runs_under_every_protocol(name, tmp_path):
     assert {"genre", "genre_gan_off", "genre_features_only", "genre_text_only", "popularity", "bm25", "dense", "generated"} <= set(report.systems)
     assert set(report.valid_ndcg) <= set(report.systems) and report.best_baseline in report.systems
     if name == "item-cold":
-        assert {"tfidf", "nearest", "towers"} <= set(report.systems) and not {"ease", "item_knn"} & set(report.systems)
+        assert {"tfidf", "nearest", "towers", "text_ease"} <= set(report.systems) and not {"ease", "item_knn"} & set(report.systems)
         likes = fitted.behaviour.log_popularity[torch.from_numpy((fitted.data.item_part == "test").to_numpy(copy=True))]
         assert (likes == 0).all() and report.systems["genre"].mean("cold_share@10") == 1.0
     else: assert {"ease", "item_knn"} <= set(report.systems)
@@ -481,6 +481,12 @@ def test_every_system_runs_under_every_protocol(name, tmp_path):
     assert loaded.config.protocol == name and (fitted.view.matrix("train") != loaded.view.matrix("train")).nnz == 0
     who = data.users["user_id"].iloc[:8].tolist()
     pd.testing.assert_frame_equal(fitted.recommend(who), loaded.recommend(who))
+    items, _ = ours.lists(fitted.first, 20)
+    seen = fitted.behaviour(ours.requests, items)
+    assert torch.allclose(seen, loaded.behaviour(theirs.requests, items), atol=1e-5) and ("dislike.own" in loaded.behaviour.names) == (name == "irgan")
+    if name == "irgan":
+        low = fitted.view.negatives("train")[ours.requests.users].toarray() > 0
+        assert (seen[..., -1].numpy() > 0).tolist() == np.take_along_axis(low, items.clamp(min=0).numpy(), 1).tolist() and seen[..., -1].any()
 
 
 def test_the_whole_ranking_ends_with_every_item(data):
