@@ -189,6 +189,8 @@ FIRST_STAGES: dict[str, Callable[[Mapping[str, Retriever]], Retriever]] = {   # 
     "zsum(ease+item_knn)": blend("zsum", ease=1.0, item_knn=1.0),
     "zsum(ease+item_knn+dense)": blend("zsum", ease=1.0, item_knn=1.0, dense=1.0),
     "zsum(ease+item_knn+dense+popularity)": blend("zsum", ease=1.0, item_knn=1.0, dense=1.0, popularity=0.5),
+    "zsum(ease+rp3beta)": blend("zsum", ease=1.0, rp3beta=1.0),                        # where `retrievers` names rp3beta
+    "zsum(ease+rp3beta+dense/3)": blend("zsum", ease=1.0, rp3beta=1.0, dense=1 / 3),
     "rrf(ease+item_knn+dense)": blend("rrf", ease=1.0, item_knn=1.0, dense=1.0),
     "rrf(bm25+dense)": blend("rrf", bm25=1.0, dense=1.0),
     "zsum(towers+tfidf)": blend("zsum", towers=1.0, tfidf=1.0),

@@ -1,5 +1,7 @@
 "The guards of the re-ranker: identity, what is closed stays closed, no label among the inputs."
 import copy
+import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -448,3 +450,30 @@ def test_moves_without_parts_and_plot_of_a_short_list():
     assert "first stage" in texts and "re-ranked" in texts and any("not allowed" in t for t in texts)
     assert sum(t.startswith("★") for t in texts) == 2 and any("鞋 · 0" in t for t in texts)          # once in each column
     assert len(fig.axes[0].patches) == 4 + 3                                                       # two of the five are closed
+
+
+# ---------- what a user has rated low, and benchmarks/ablations.py
+
+def test_the_scorer_can_be_told_what_was_rated_low(data):
+    stages = {"item_knn": ItemKNN().fit(data)}
+    plain, told = Behaviour.fit(data, stages), Behaviour.fit(data, stages, own_ratings=True)
+    requests, items = data.requests(np.arange(20)), torch.arange(data.n_items).expand(20, -1).clone()
+    items[:, -3:] = -1
+    seen = told(requests, items)
+    assert torch.equal(seen[..., :-1], plain(requests, items)) and told.names[:-1] == plain.names
+    low = data.negatives("train")[:20].toarray() > 0
+    assert low.any() and (seen[:, :-3, -1].numpy() > 0).tolist() == low[:, :-3].tolist() and not seen[:, -3:, -1].any()
+    strangers = Requests(requests.history, requests.recent, requests.texts, requests.context, np.full(20, -1))
+    assert not told(strangers, items)[..., -1].any()
+
+
+def test_a_shuffled_judge_says_the_same_to_others():
+    spec = importlib.util.spec_from_file_location("ablations", Path(__file__).parents[1] / "benchmarks" / "ablations.py")
+    ablations = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(ablations)
+    values, items = torch.rand(6, 40), torch.arange(40).expand(6, -1).clone()
+    items[2, 30:] = -1
+    dealt = ablations.Shuffled(lambda requests, items: values, seed=0)(None, items)
+    for row, size in enumerate([40, 40, 30, 40, 40, 40]):
+        assert sorted(dealt[row, :size].tolist()) == sorted(values[row, :size].tolist()) and dealt[row].tolist() != values[row].tolist()
+    assert dealt[2, 30:].tolist() == values[2, 30:].tolist()
