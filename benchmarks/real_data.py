@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=list(SETS))
     parser.add_argument("--protocols", nargs="+", default=["warm", "item-cold"], choices=("warm", "item-cold", "user-cold"))
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--summary", type=Path, help="write the results there")
+    parser.add_argument("--summary", type=Path, help="write the results there; what it holds of other runs stays")
     parser.add_argument("--collect-only", action="store_true", help="run nothing, read what is finished")
     options = parser.parse_args()
     if not options.collect_only:
@@ -75,6 +75,7 @@ def main() -> None:
                 for data in options.sets: run(Path(options.data) / data, protocol, seed, options.out / name_of(data, protocol, seed))
     found = collected(options.out)
     show(found)
+    if options.summary and options.summary.exists(): found = json.loads(options.summary.read_text(encoding="utf-8")) | found
     if options.summary: options.summary.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
