@@ -76,6 +76,7 @@ def main() -> None:
     found = collected(options.out)
     show(found)
     if options.summary and options.summary.exists(): found = json.loads(options.summary.read_text(encoding="utf-8")) | found
+    found = dict(sorted(found.items(), key=lambda kept: (kept[0].split(".")[1] == "item-cold", kept[0])))
     if options.summary: options.summary.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
