@@ -817,12 +817,13 @@ class TextEASE(TFIDF):
 
 # %% ../nbs/10_collaborative_filtering.ipynb #b138a19a
 def ridge_weights(
-    weights: np.ndarray,     # (n, n) float32 B
+    weights: np.ndarray,     # (n, n) float32 B, row by row in memory; overwritten
     texts: sp.csr_matrix,    # (n, V) T, rows of length 1 or 0
     ridge: float,            # ρ > 0
 ) -> np.ndarray:             # (n, n) float32 A = B (T Tᵀ + ρ E)⁻¹
-    "The symmetric system is solved for all rows of B at once."
-    kernel = np.asfortranarray((texts @ texts.T).toarray(), dtype=np.float32)
+    "The symmetric system is solved for all rows of B at once, in place, through LAPACK's potrf and potrs. Raises: ValueError where ρ is too small for float32."
+    kernel = (texts @ texts.T).toarray().T             # symmetric: the transpose is the same matrix, column by column in memory
     kernel[np.diag_indices_from(kernel)] += np.float32(ridge)
-    factor = scipy.linalg.cho_factor(kernel, lower=True, overwrite_a=True, check_finite=False)
-    return scipy.linalg.cho_solve(factor, weights.T, check_finite=False).T
+    factor, failed = scipy.linalg.lapack.spotrf(kernel, lower=1, overwrite_a=1)
+    if failed: raise ValueError(f"T Tᵀ + ρE is not positive definite in float32 with ridge={ridge}: raise ridge")
+    return scipy.linalg.lapack.spotrs(factor, weights.T, lower=1, overwrite_b=1)[0].T

@@ -201,8 +201,12 @@ class Behaviour:
         likes, length = self.log_popularity[codes], torch.from_numpy(np.asarray(requests.history.sum(1), dtype=np.float32))
         taste = torch.from_numpy(requests.history @ self.log_popularity.numpy()).float()[:, None] / length.clamp(min=1)
         columns += [likes, within_list(likes, open_), taste.expand_as(likes), self.dislike[codes], torch.log1p(length).expand_as(likes)]
-        if self.rated_low is not None: columns.append((marks(items, self.rated_low[np.maximum(requests.users, 0)]) & (torch.from_numpy(requests.users) >= 0)[:, None]).float())
+        if self.rated_low is not None: columns.append(self._own(requests, items))
         return torch.stack(columns, -1)
+
+    def _own(self, requests: Requests, items: Tensor) -> Tensor:   # (B, C) 1 where the user has rated the item low; of strangers nothing is known
+        known = torch.from_numpy(requests.users >= 0)[:, None]
+        return (marks(items, self.rated_low[np.maximum(requests.users, 0)]) & known).float()
 
 # %% ../nbs/11_reranking.ipynb #220a5e83
 def folds(

@@ -224,6 +224,8 @@ def test_text_ease_scores_cold_items_as_the_dense_formula_does():
 def test_text_ease_refuses():
     with pytest.raises(ValueError, match="l2 must be above 0"): TextEASE(0)
     with pytest.raises(ValueError, match="ridge must be above 0"): TextEASE(ridge=-1)
+    alike = dataset((np.random.default_rng(5).random((60, 30)) < 0.2).astype(np.float32), ["red shoe"] * 30)
+    with pytest.raises(ValueError, match="ridge=1e-12: raise ridge"): TextEASE(ridge=1e-12).fit(alike)
 
 
 # ---------- factors
