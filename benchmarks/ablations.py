@@ -28,11 +28,8 @@ class Shuffled:
     def __init__(self, judge, seed: int): self.judge, self.rng = judge, np.random.default_rng([seed, 99])
 
     def __call__(self, requests, items: torch.Tensor) -> torch.Tensor:
-        values, key = self.judge(requests, items).clone(), torch.from_numpy(self.rng.random(items.shape))
-        for row in range(len(items)):
-            open_ = (items[row] >= 0).nonzero()[:, 0]
-            values[row, open_] = values[row, open_[key[row, open_].argsort()]]
-        return values
+        key = torch.from_numpy(self.rng.random(items.shape)).masked_fill(items < 0, torch.inf)     # what is no candidate stands at the end, and stays there
+        return self.judge(requests, items).gather(1, key.argsort(dim=1, stable=True))
 
 
 def ordered(shop: GenreRecommender, question, weights: Weights, shuffle: bool = False) -> Evaluation:
@@ -50,7 +47,6 @@ def ordered(shop: GenreRecommender, question, weights: Weights, shuffle: bool = 
 
 def measure(shop: GenreRecommender, w: float) -> dict:
     "Both players with this w, their weights, and the six orders of test."
-    start = time.perf_counter()
     if shop.config.gan.w != w:
         shop.config = shop.config.model_copy(update={"gan": shop.config.gan.model_copy(update={"w": w})})
         shop.trained = shop.train_players(True)
@@ -62,7 +58,6 @@ def measure(shop: GenreRecommender, w: float) -> dict:
                "genre, no G": ordered(shop, question, chosen.model_copy(update={"match": 0.0}))}
     last = pd.DataFrame(shop.trained.gan.rows).dropna(subset=["auc_match"]).iloc[-1]
     return {"weights": chosen.model_dump(), "first_stage": shop.first_name, "auc_match": float(last["auc_match"]), "auc_real": float(last["auc_real"]),
-            "seconds": round(time.perf_counter() - start),
             "systems": {name: {m: v for m, v in found.summary().items() if m in METRICS} for name, found in systems.items()},
             "lifts": {name: paired_lift(systems[name], systems["first stage"]) for name in systems if name != "first stage"}}
 
@@ -76,6 +71,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("ablations.json"))
     options = parser.parse_args()
+    start = time.perf_counter()
     found = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
     for seed in range(options.seeds):
         missing = [w for w in options.w if f"{options.data.name}.{options.protocol}.{seed}.{w:g}" not in found]
@@ -85,7 +81,7 @@ def main() -> None:
         for w in missing:
             found[f"{options.data.name}.{options.protocol}.{seed}.{w:g}"] = measure(shop, w)
             options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-            print(f"seed {seed}, w = {w:g}: done after {found[f'{options.data.name}.{options.protocol}.{seed}.{w:g}']['seconds']} s", flush=True)
+            print(f"seed {seed}, w = {w:g}: done after {time.perf_counter() - start:.0f} s", flush=True)
     show = lambda v: f"{v['mean']:+.1%} [{v['low']:+.1%}, {v['high']:+.1%}]"
     table = {key: {"λ": run["weights"]["judge"], "AUC match": round(run["auc_match"], 2), "AUC real": round(run["auc_real"], 2),
                    **{name: show(v) for name, v in run["lifts"].items()}} for key, run in found.items()}
