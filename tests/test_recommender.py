@@ -267,6 +267,11 @@ def test_bad_parts(parts, message):
     with pytest.raises(ValueError, match=message): GenreRecommender(parts=parts)
 
 
+def test_a_fusion_is_offered_where_its_members_are():
+    names = {"zsum(ease+rp3beta)", "zsum(ease+rp3beta+dense/3)"}
+    assert names <= set(stage_names({"ease": None, "rp3beta": None, "dense": None})) and not names & set(stage_names({"ease": None, "dense": None}))
+
+
 def test_register(data):
     class Other(nn.Module): pass
     with pytest.raises(ValueError, match="unknown part 'writer'"): register("writer", "mine", Other)
