@@ -20,27 +20,27 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, model_validator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .adversarial import GanConfig, GenreGAN, catalogue_vectors, train_gan
-from .collaborative_filtering import EASE, ItemKNN, TextEASE
+from .collaborative_filtering import EASE, ItemKNN, RP3Beta, TextEASE
 from .datasets import SPLITS, DataError, RecDataset, Requests
 from .discriminator import DISCRIMINATORS, Concordance, fit_listing_judge
 from .encoder import ENCODERS, PseudoInterest, make_condition
 from .evaluation import Evaluation, auc, bootstrap_means, comparison_table, evaluate_lists, paired_lift, plot_comparison, ranking_metrics
 from .generator import GENERATORS
 from .preprocessing import Analyzer, SubwordTokenizer
-from .reranking import (Behaviour, Lists, Reranked, Reranker, RerankConfig, Scorer, Weights, barred, candidates_of, combine, cross_fit,
-                                diversify, fit_scorer, folds, training_lists, tune_weights)
+from .reranking import (FUSION_GRID, Behaviour, Lists, Reranked, Reranker, RerankConfig, Scorer, Weights, barred, candidates_of, combine,
+                                cross_fit, diversify, fit_scorer, folds, opinions_of, training_lists, tune_fusion, tune_weights)
 from .retrieval import BM25, FAKE_KINDS, RETRIEVERS, TFIDF, Dense, Forger, Fusion, Generated, Popularity, Retriever
 
 # %% auto #0
-__all__ = ['Say', 'REGISTRIES', 'FIRST_STAGES', 'SINGLE_STAGES', 'COLD_STAGES', 'TEXT_STAGES', 'OWN_COLUMNS', 'PROTOCOLS',
-           'NETWORKS', 'RHO', 'FORMAT', 'GenreConfig', 'known_options', 'explain_error', 'register', 'source_of',
-           'blend', 'single_stages', 'stage_names', 'make_stage', 'Nearest', 'TowerPair', 'TowerSettings', 'Towers',
-           'train_towers', 'tower_loss', 'tower_exam', 'Judge', 'condition', 'Writer', 'Match', 'Question',
+__all__ = ['Say', 'REGISTRIES', 'FIRST_STAGES', 'TUNED', 'SINGLE_STAGES', 'COLD_STAGES', 'TEXT_STAGES', 'OWN_COLUMNS',
+           'PROTOCOLS', 'NETWORKS', 'RHO', 'FORMAT', 'GenreConfig', 'known_options', 'explain_error', 'register',
+           'source_of', 'blend', 'single_stages', 'stage_names', 'make_stage', 'Nearest', 'TowerPair', 'TowerSettings',
+           'Towers', 'train_towers', 'tower_loss', 'tower_exam', 'Judge', 'condition', 'Writer', 'Match', 'Question',
            'relabelled', 'with_splits', 'with_usual_context', 'finite_numbers', 'known_by', 'Warm', 'item_folds',
            'Only', 'draw_cold_items', 'ItemCold', 'UserCold', 'Irgan', 'cross_fit_by', 'Trained', 'check_parts',
            'Settings', 'StageFitting', 'PlayerFitting', 'WeightFitting', 'Fitting', 'Requesting', 'Retrieving',
@@ -63,6 +63,7 @@ class GenreConfig(BaseModel):
     min_frequency: int = Field(default=20, ge=1)                  # a string becomes one subword if it occurs so often: rare ones stay in pieces
     first_stage: str = "auto"                                     # a name in `FIRST_STAGES`; auto: the best on validation
     retrievers: tuple[str, ...] = ()                              # further first stages by their registered names
+    fusion_grid: tuple[NonNegativeFloat, ...] = FUSION_GRID       # weights of a stage in `zsum(tuned)` to choose from on validation; (): no such fusion
     l2_grid: tuple[float, ...] = Field(default=(100.0, 300.0, 1000.0), min_length=1)   # λ of EASE (of TextEASE under item-cold) to choose from on validation
     texts_per_user: int = Field(default=2, ge=1)                  # descriptions written for the match
     temperature: float = Field(default=0.7, gt=0)                 # of these descriptions
@@ -179,7 +180,7 @@ def blend(how: str, **weights: float) -> Callable[[Mapping[str, Retriever]], Ret
     def make(stages: Mapping[str, Retriever]) -> Retriever:
         return Fusion([stages[name] for name in weights], how=how, weights=list(weights.values()))
 
-    make.needs = frozenset(weights)
+    make.needs, make.how, make.weights = frozenset(weights), how, dict(weights)
     return make
 
 # %% ../nbs/13_recommender.ipynb #05805e5d
@@ -189,7 +190,7 @@ FIRST_STAGES: dict[str, Callable[[Mapping[str, Retriever]], Retriever]] = {   # 
     "zsum(ease+item_knn)": blend("zsum", ease=1.0, item_knn=1.0),
     "zsum(ease+item_knn+dense)": blend("zsum", ease=1.0, item_knn=1.0, dense=1.0),
     "zsum(ease+item_knn+dense+popularity)": blend("zsum", ease=1.0, item_knn=1.0, dense=1.0, popularity=0.5),
-    "zsum(ease+rp3beta)": blend("zsum", ease=1.0, rp3beta=1.0),                        # where `retrievers` names rp3beta
+    "zsum(ease+rp3beta)": blend("zsum", ease=1.0, rp3beta=1.0),
     "zsum(ease+rp3beta+dense/3)": blend("zsum", ease=1.0, rp3beta=1.0, dense=1 / 3),
     "rrf(ease+item_knn+dense)": blend("rrf", ease=1.0, item_knn=1.0, dense=1.0),
     "rrf(bm25+dense)": blend("rrf", bm25=1.0, dense=1.0),
@@ -202,7 +203,8 @@ FIRST_STAGES: dict[str, Callable[[Mapping[str, Retriever]], Retriever]] = {   # 
     "zsum(text_ease+towers+tfidf)": blend("zsum", text_ease=1.0, towers=1.0, tfidf=1.0),
     "zsum(text_ease+towers+tfidf/3)": blend("zsum", text_ease=1.0, towers=1.0, tfidf=1 / 3),
 }
-SINGLE_STAGES = ("popularity", "recent", "item_knn", "ease", "bm25", "dense")   # fitted always ("recent" where there are timestamps)
+TUNED = "zsum(tuned)"   # the fusion whose weights validation gives
+SINGLE_STAGES = ("popularity", "recent", "item_knn", "rp3beta", "ease", "bm25", "dense")   # fitted always ("recent" where there are timestamps)
 COLD_STAGES = ("popularity", "bm25", "dense", "tfidf", "nearest", "towers", "text_ease")   # fitted for items that nobody has seen
 TEXT_STAGES = ("bm25", "dense", "rrf(bm25+dense)")   # those that understand a text without a history
 
@@ -210,33 +212,40 @@ TEXT_STAGES = ("bm25", "dense", "rrf(bm25+dense)")   # those that understand a t
 def single_stages(
     data: RecDataset,   # its `train` rows are learned from
     l2: float | None,   # of EASE; None: no stage that knows items by their interactions alone
-    text: Mapping[str, Retriever] | None = None,   # text stages that are fitted already: they read no interactions
+    ready: Mapping[str, Retriever] | None = None,  # stages that are fitted already: those that read no interactions, for instance
     own: Mapping[str, Retriever] | None = None,    # further stages by name; copies of them are fitted
 ) -> dict[str, Retriever]:
-    "Every first stage that is no fusion, fitted."
+    "Every first stage that is no fusion, fitted; always in the same order."
     stages: dict[str, Retriever] = {"popularity": Popularity()}
     if "timestamp" in data.interactions:
         when = data.interactions["timestamp"]
         if span := float(when.max() - when.min()): stages["recent"] = Popularity(half_life=span / 16)
-    if l2 is not None: stages |= {"item_knn": ItemKNN(), "ease": EASE(l2)}
-    stages |= copy.deepcopy(dict(own or {}))
-    for stage in stages.values(): stage.fit(data)
-    return stages | (dict(text) if text is not None else {"bm25": BM25().fit(data), "dense": Dense().fit(data)})
+    if l2 is not None: stages |= {"item_knn": ItemKNN(), "rp3beta": RP3Beta(), "ease": EASE(l2)}
+    stages |= copy.deepcopy(dict(own or {})) | {"bm25": BM25(), "dense": Dense()}
+    ready = dict(ready or {})
+    for name, stage in stages.items():
+        if name not in ready: stage.fit(data)
+    return stages | ready
 
 
-def stage_names(stages: Mapping[str, Retriever]) -> list[str]:
+def stage_names(
+    stages: Mapping[str, Retriever],           # single stages
+    fusions: Mapping[str, Callable] | None = None,   # by name; None: `FIRST_STAGES`
+) -> list[str]:
     "Every single stage, and every fusion whose members are there."
-    return [*stages, *(name for name, make in FIRST_STAGES.items() if getattr(make, "needs", frozenset()) <= set(stages))]
+    known = FIRST_STAGES if fusions is None else fusions
+    return [*stages, *(name for name, make in known.items() if getattr(make, "needs", frozenset()) <= set(stages))]
 
 # %% ../nbs/13_recommender.ipynb #3b9e3178
 def make_stage(
     name: str,                          # a single stage or a fusion
     stages: Mapping[str, Retriever],    # fitted single stages
+    fusions: Mapping[str, Callable] | None = None,   # by name; None: `FIRST_STAGES`
 ) -> Retriever:
     "Look a first stage up. Raises: ValueError that lists the known names."
     if name in stages: return stages[name]
-    if name in stage_names(stages): return FIRST_STAGES[name](stages)
-    raise ValueError(f"unknown first stage {name!r}: choose one of {', '.join(stage_names(stages))}, or 'auto'")
+    if name in (known := stage_names(stages, fusions)): return (FIRST_STAGES if fusions is None else fusions)[name](stages)
+    raise ValueError(f"unknown first stage {name!r}: choose one of {', '.join(known)}, or 'auto'")
 
 # %% ../nbs/13_recommender.ipynb #d2756f61
 class Nearest(Dense):
@@ -837,11 +846,25 @@ class Settings:
             if name not in RETRIEVERS: raise ValueError(f"option retrievers: unknown retriever {name!r}, choose from {', '.join(RETRIEVERS)}, or register it first")
             self.own_stages[name] = RETRIEVERS[name]()
         self.protocol = PROTOCOLS[self.config.protocol]
-        known = [*dict.fromkeys([*(SINGLE_STAGES if self.protocol.collaborative else COLD_STAGES), *self.own_stages, *FIRST_STAGES])]
+        known = [*dict.fromkeys([*(SINGLE_STAGES if self.protocol.collaborative else COLD_STAGES), *self.own_stages, *FIRST_STAGES, *([TUNED] if self.config.fusion_grid else [])])]
         if self.config.first_stage not in (*known, "auto"):
             raise ValueError(f"option first_stage: unknown first stage {self.config.first_stage!r}, choose one of {', '.join(known)}, or 'auto'")
         self.data: RecDataset | None = None
+        self.fusion: dict[str, float] = {}   # the weights of `zsum(tuned)`
         self.trained: Trained | None = None
+
+    @property
+    def fusions(self) -> dict[str, Callable]:
+        "Fixed fusions, and the tuned one if there is one."
+        return FIRST_STAGES | ({TUNED: blend("zsum", **self.fusion)} if self.fusion else {})
+
+    def names(self) -> list[str]:
+        "First stages by name, single ones and fusions."
+        return stage_names(self.stages, self.fusions)
+
+    def stage(self, name: str, stages: Mapping[str, Retriever] | None = None) -> Retriever:   # None: its own
+        "A first stage by name."
+        return make_stage(name, self.stages if stages is None else stages, self.fusions)
 
     def take(self, data: RecDataset) -> None:
         "Deal the rows as the protocol wants, and see what may be learned from."
@@ -862,32 +885,46 @@ class StageFitting(Settings):
 
     def _fit_stages(self, say: Say) -> None:
         valid = self.question("valid", self.config.rerank.tune_users)
-        text = self._text_stages()
-        linear = EASE if self.protocol.collaborative else TextEASE
-        trials = {l2: self._ndcg(linear(l2).fit(self.view), valid) for l2 in self.config.l2_grid}
-        self.l2 = max(trials, key=trials.get)
-        self.stages = self._single(self.view, text)
-        self.valid_ndcg = {name: self._ndcg(make_stage(name, self.stages), valid) for name in stage_names(self.stages)}
+        ready, self.fusion = self._text_stages() | self._fit_linear(valid), {}
+        self.stages = self._single(self.view, {name: stage for name, stage in ready.items() if name not in self.own_stages})
+        self.valid_ndcg = {name: self._ndcg(self.stage(name), valid) for name in self.names()}
+        self._tune_fusion(valid)
         chosen = self.config.first_stage
         self.first_name = max(self.valid_ndcg, key=self.valid_ndcg.get) if chosen == "auto" else chosen
-        self.first = make_stage(self.first_name, self.stages)
+        self.first = self.stage(self.first_name)
+
+    def _fit_linear(self, valid: Question) -> dict[str, Retriever]:
+        "EASE (TextEASE under item-cold) with the λ that is best on validation."
+        kind, best = (EASE if self.protocol.collaborative else TextEASE), -1.0
+        for l2 in self.config.l2_grid:
+            stage = kind(l2).fit(self.view)
+            if (value := self._ndcg(stage, valid)) > best: best, self.l2, found = value, l2, stage
+        return {found.kind: found}
+
+    def _tune_fusion(self, valid: Question) -> None:
+        "Coordinate ascent from the best fixed z-sum or single stage; its value is cross-validated."
+        if not self.config.fusion_grid: return
+        starts = {name: {name: 1.0} for name in self.stages} | {name: make.weights for name, make in FIRST_STAGES.items() if getattr(make, "how", "") == "zsum"}
+        start = starts[max((name for name in self.valid_ndcg if name in starts), key=self.valid_ndcg.get)]
+        opinions = opinions_of(self.stages, valid.requests, valid.relevant, valid.closed, valid.allowed)
+        self.fusion, self.valid_ndcg[TUNED] = tune_fusion(opinions, start, self.config.fusion_grid, seed=self.config.seed)
 
     def _text_stages(self) -> dict[str, Retriever]:
         "Stages that read no interactions."
         kinds = {"bm25": BM25, "dense": Dense} | ({} if self.protocol.collaborative else {"tfidf": TFIDF, "nearest": Nearest})
         return {name: kind().fit(self.view) for name, kind in kinds.items()}
 
-    def _single(self, data: RecDataset, text: Mapping[str, Retriever]) -> dict[str, Retriever]:
+    def _single(self, data: RecDataset, ready: Mapping[str, Retriever]) -> dict[str, Retriever]:
         "Single stages fitted on the `train` rows of `data`."
-        if self.protocol.collaborative: return single_stages(data, self.l2, text, self.own_stages)
-        return single_stages(data, None, text, {"towers": Towers(), "text_ease": TextEASE(self.l2)} | self.own_stages)
+        if self.protocol.collaborative: return single_stages(data, self.l2, ready, self.own_stages)
+        return single_stages(data, None, ready, {"towers": Towers(), "text_ease": TextEASE(self.l2)} | self.own_stages)
 
     def _fit_scorer(self, say: Say) -> None:
         text = {name: stage for name, stage in self.stages.items() if name in ("bm25", "dense", "tfidf", "nearest") and name not in self.own_stages}
 
         def fit(fold: RecDataset) -> tuple[Behaviour, Retriever]:
             stages = self._single(fold, text)
-            return Behaviour.fit(fold, stages, own_ratings=self.protocol.rated_open), make_stage(self.first_name, stages)
+            return Behaviour.fit(fold, stages, own_ratings=self.protocol.rated_open), self.stage(self.first_name, stages)
 
         self.behaviour = Behaviour.fit(self.view, self.stages, own_ratings=self.protocol.rated_open)
         ask = lambda fold, users: fold.requests(users, ("train",), self.config.max_history, self.config.profiles, self.config.context)   # as when serving
@@ -941,7 +978,7 @@ class WeightFitting(PlayerFitting):
         trained.weights, trained.trials = self._tune(reranker, self.first, question)
         bare = self.text_question(question, max(1, limit // 2))
         reranker.scorer = None
-        trained.text_weights, trained.text_trials = self._tune(reranker, make_stage("rrf(bm25+dense)", self.stages), bare)
+        trained.text_weights, trained.text_trials = self._tune(reranker, self.stage("rrf(bm25+dense)"), bare)
 
     def _tune(self, reranker: Reranker, first: Retriever, question: Question) -> tuple[Weights, pd.DataFrame]:
         items, scores = question.lists(first, min(self.config.rerank.candidates, self.data.n_items))
@@ -957,7 +994,7 @@ class WeightFitting(PlayerFitting):
 
     def _choose_text_stage(self) -> str:
         bare = self.text_question(self.question("valid", self.config.rerank.tune_users), self.config.rerank.tune_users)
-        values = {name: self._ndcg(make_stage(name, self.stages), bare) for name in TEXT_STAGES}
+        values = {name: self._ndcg(self.stage(name), bare) for name in TEXT_STAGES}
         return max(values, key=values.get)
 
     def _fit_weights(self, say: Say) -> None:
@@ -1070,7 +1107,7 @@ class Retrieving(Requesting):
         def fill(rows: np.ndarray, name: str) -> None:
             if not len(rows): return
             mask = allowed if allowed is None or allowed.ndim == 1 else allowed[rows]
-            items[rows], scores[rows] = candidates_of(make_stage(name, self.stages), requests[rows], size, closed[rows], mask)
+            items[rows], scores[rows] = candidates_of(self.stage(name), requests[rows], size, closed[rows], mask)
 
         bare = np.diff(requests.history.indptr) == 0
         fill(np.flatnonzero(~bare), self.first_name)
@@ -1270,7 +1307,7 @@ class Comparing(Asking):
 
     def systems(self, question: Question, k: int, oracle: Callable | None = None) -> Iterator[tuple[str, Tensor]]:   # name, (B, ≥ k) item codes
         "Every system's lists for some requests."
-        for name in stage_names(self.stages): yield name, question.lists(make_stage(name, self.stages), k)[0]
+        for name in self.names(): yield name, question.lists(self.stage(name), k)[0]
         yield "generated", question.lists(self.trained.match.stage, k)[0]
         items, scores = question.lists(self.first, max(k, min(self.config.rerank.candidates, self.data.n_items)))
         for name, trained, weights in self._variants(): yield name, self._reranked(trained, weights, question.requests, items, scores)
@@ -1309,7 +1346,7 @@ class Evaluating(Comparing):
         systems = final.read_test(tuple(ks or self.protocol.cuts), oracle, say, limit, self.allowed_mask(allowed, self.data.n_users))
         best = max(self.valid_ndcg, key=self.valid_ndcg.get)
         chosen = {"genre": self.trained.weights.model_dump(), "genre_gan_off": self.gan_off.weights.model_dump(),
-                  "genre, text only": self.trained.text_weights.model_dump(), "first_stage": self.first_name, "ease_l2": self.l2}
+                  "genre, text only": self.trained.text_weights.model_dump(), "first_stage": self.first_name, "zsum(tuned)": self.fusion, "ease_l2": self.l2}
         seconds = {**self.seconds, "evaluation": time.perf_counter() - start}
         return Report(self.data.name, self.protocol.name, systems, best, {**seconds, "total": sum(seconds.values())},
                       self.config.model_dump(mode="json"), chosen, self.valid_ndcg, str(self.data.protocol))
@@ -1321,7 +1358,7 @@ class Evaluating(Comparing):
         split = np.asarray(self.view.interactions["split"], dtype=object)
         new.view = relabelled(self.view, np.where(split == "valid", "train", split))
         new.stages = new._single(new.view, {name: stage for name, stage in self.stages.items() if name in ("bm25", "dense")})
-        new.first = make_stage(new.first_name, new.stages)
+        new.first = new.stage(new.first_name)
         new._fit_scorer(say)
         return new
 
@@ -1433,7 +1470,7 @@ class Contaminated:
         self.shop.data = self._extended(recommender.data)
         self.shop.view = recommender.protocol.view(self.shop.data)
         self.shop.stages = self.shop._single(self.shop.view, self.shop._text_stages())
-        self.shop.first = make_stage(recommender.first_name, self.shop.stages)
+        self.shop.first = self.shop.stage(recommender.first_name)
 
     def _extended(self, data: RecDataset) -> RecDataset:
         new, ids = copy.copy(data), data.items["item_id"]
@@ -1697,7 +1734,7 @@ def save_recommender(recommender: GenreRecommender, folder: Path) -> Path:
     save_file({**recommender.scorer.state_dict(), "behaviour.log_popularity": recommender.behaviour.log_popularity,
                "behaviour.dislike": recommender.behaviour.dislike}, beside / "scorer.safetensors")
     (beside / "tokenizer.json").write_text(recommender.tokenizer.to_json(), encoding="utf-8")
-    trained, facts = recommender.trained, ("l2", "first_name", "text_first_name", "valid_ndcg", "seconds")
+    trained, facts = recommender.trained, ("l2", "first_name", "fusion", "text_first_name", "valid_ndcg", "seconds")
     data = recommender.data
     facts_of_data = {"name": data.name, "protocol": data.protocol, "positive_rating": data.positive_rating,
                      "text_ids": [c for c in ("user_id", "item_id") if data.interactions[c].dtype != "int64"]}
@@ -1740,7 +1777,7 @@ def load_recommender(cls: type[GenreRecommender], folder: Path, parts: dict[str,
     new.tokenizer = SubwordTokenizer.from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
     for key, value in meta["facts"].items(): setattr(new, key, value)
     new.stages = load_stages(folder / "stages.safetensors", meta["stages"], new.own_stages)
-    new.first = make_stage(new.first_name, new.stages)
+    new.first = new.stage(new.first_name)
     rated_low = new.view.negatives("train") if new.protocol.rated_open else None
     new.behaviour, new.scorer = load_scorer(folder / "scorer.safetensors", new.stages, new.config.rerank, "timestamp" in new.data.interactions, rated_low)
     new.trained, new.gan_off = load_players(folder / "gan.safetensors", new, meta), None

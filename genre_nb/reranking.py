@@ -20,14 +20,15 @@ from torch.nn import functional as F
 
 from .datasets import RecDataset, Requests, rank_from_end
 from .evaluation import shorten, tune
-from .retrieval import Retriever
+from .retrieval import Retriever, seen, z_scores
 
 # %% auto #0
-__all__ = ['Ask', 'Opinion', 'PARTS', 'UP', 'DOWN', 'Weights', 'RerankConfig', 'log_prior', 'barred', 'candidates_of', 'marks',
+__all__ = ['FUSION_GRID', 'Ask', 'Opinion', 'PARTS', 'UP', 'DOWN', 'Weights', 'RerankConfig', 'log_prior', 'barred',
+           'candidates_of', 'marks', 'mean_ndcg', 'Opinions', 'union_of_best', 'opinions_of', 'ascend', 'tune_fusion',
            'last_item_only', 'centred', 'within_list', 'Behaviour', 'folds', 'after_label', 'Lists', 'training_lists',
            'thin', 'cross_fit', 'Scorer', 'list_loss', 'fit_scorer', 'train_network', 'held_ndcg', 'snapshot',
-           'mean_ndcg', 'Reranked', 'opinion', 'check_candidates', 'combine', 'Reranker', 'tune_weights', 'moves',
-           'card', 'plot_moves', 'diversify']
+           'Reranked', 'opinion', 'check_candidates', 'combine', 'Reranker', 'tune_weights', 'moves', 'card',
+           'plot_moves', 'diversify']
 
 # %% ../nbs/11_reranking.ipynb #3002e9fa
 class Weights(BaseModel):
@@ -114,6 +115,117 @@ def marks(
     rows = np.repeat(np.arange(items.shape[0]), items.shape[1])
     hit = np.asarray(relevant[rows, items.clamp(min=0).numpy().ravel()]).reshape(items.shape) > 0
     return torch.from_numpy(hit) & (items >= 0)
+
+# %% ../nbs/11_reranking.ipynb #a475939c
+def mean_ndcg(
+    hits: Tensor,    # (B, k) bool
+    n_liked: Tensor, # (B,) int64
+    k: int,
+) -> float:
+    "Mean nDCG@k of marked lists; users without a like do not count."
+    discount = 1 / torch.log2(torch.arange(2, k + 2, dtype=torch.float64))
+    ideal = torch.cat([torch.zeros(1, dtype=torch.float64), discount.cumsum(0)])[n_liked.clamp(max=k)]
+    gain = (hits * discount[: hits.shape[1]]).sum(1)
+    some = n_liked > 0
+    return float((gain[some] / ideal[some]).mean())
+
+# %% ../nbs/11_reranking.ipynb #0e0f4740
+@dataclass(frozen=True)
+class Opinions:
+    "What several first stages think of the same candidates."
+    names: tuple[str, ...]   # M stages
+    z: Tensor                # (B, P, M) float32 z-scores, over what is open to the request
+    open_: Tensor            # (B, P) bool, False = padding
+    liked: Tensor            # (B, P) bool
+    n_liked: Tensor          # (B,) int64: all likes, also those that no stage puts high
+
+    def __getitem__(self, rows: Tensor) -> Opinions:
+        "Some of the requests."
+        return Opinions(self.names, self.z[rows], self.open_[rows], self.liked[rows], self.n_liked[rows])
+
+    def ndcg(self, weights: Tensor, k: int = 10) -> float:   # (M,) one weight per stage
+        "Mean nDCG@k of the mixture; equal scores by item code, as in every list."
+        order = (self.z @ weights).masked_fill(~self.open_, -torch.inf).sort(dim=1, descending=True, stable=True).indices[:, :k]
+        return mean_ndcg(self.liked.gather(1, order), self.n_liked, k)
+
+# %% ../nbs/11_reranking.ipynb #ae1e0627
+def union_of_best(
+    z: Tensor,         # (b, I, M)
+    closed: Tensor,    # (b, I) bool
+    depth: int,        # of each stage
+) -> Tensor:           # (b, P) item codes in ascending order, −1 = padding
+    "The items that at least one stage has among its best."
+    best = z.masked_fill(closed[..., None], -torch.inf).topk(min(depth, z.shape[1]), dim=1).indices
+    chosen = torch.zeros(closed.shape, dtype=torch.bool)
+    for m in range(z.shape[2]): chosen.scatter_(1, best[..., m], True)
+    rows, items = (chosen & ~closed).nonzero(as_tuple=True)
+    counts = torch.bincount(rows, minlength=len(z))
+    place = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
+    codes = torch.full((len(z), max(1, int(counts.max()))), -1)
+    codes[rows, place] = items
+    return codes
+
+# %% ../nbs/11_reranking.ipynb #cc7666b9
+def opinions_of(
+    stages: Mapping[str, Retriever],      # M fitted first stages by name
+    requests: Requests,                   # B requests
+    relevant: sp.csr_matrix,              # (B, I) what was liked later
+    closed: sp.csr_matrix | None = None,  # (B, I) from `barred`
+    allowed: Tensor | None = None,        # (I,) or (B, I) bool
+    depth: int = 100,                     # candidates of each stage
+) -> Opinions:
+    "Ask every stage once, 256 requests at a time."
+    parts = []
+    for start in range(0, len(requests), 256):
+        rows = slice(start, start + 256)
+        known = seen(requests[rows])
+        shut = known if closed is None else known | torch.from_numpy(closed[rows].toarray() > 0)
+        if allowed is not None: shut = shut | ~(allowed if allowed.ndim == 1 else allowed[rows])
+        z = torch.stack([z_scores(stage.scores(requests[rows]).float(), known) for stage in stages.values()], -1)
+        codes = union_of_best(z, shut, depth)
+        parts.append((codes, z.gather(1, codes.clamp(min=0)[..., None].expand(-1, -1, z.shape[2]))))
+    width = max(codes.shape[1] for codes, _ in parts)
+    codes = torch.cat([F.pad(c, (0, width - c.shape[1]), value=-1) for c, _ in parts])
+    z = torch.cat([F.pad(v, (0, 0, 0, width - v.shape[1])) for _, v in parts])
+    return Opinions(tuple(stages), z, codes >= 0, marks(codes, relevant), torch.from_numpy(np.diff(relevant.indptr)).long())
+
+# %% ../nbs/11_reranking.ipynb #e79cb396
+FUSION_GRID = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0)
+
+
+def ascend(
+    opinions: Opinions,
+    start: Tensor,                          # (M,) the mixture to begin with
+    grid: Sequence[float] = FUSION_GRID,    # values of each weight
+    k: int = 10,                            # of nDCG@k
+) -> tuple[Tensor, float]:                  # (M,) weights; nDCG@k there
+    "Coordinate ascent (Metzler & Croft 2007): one weight at a time, until a round changes nothing; equals change nothing."
+    weights, best, moved = start.clone().float(), opinions.ndcg(start.float(), k), True
+    while moved:
+        moved = False
+        for m in range(len(weights)):
+            for value in grid:
+                trial = weights.clone()
+                trial[m] = value
+                if trial.any() and (found := opinions.ndcg(trial, k)) > best: weights, best, moved = trial, found, True
+    return weights, best
+
+# %% ../nbs/11_reranking.ipynb #940748c2
+def tune_fusion(
+    opinions: Opinions,                    # on validation
+    start: Mapping[str, float],            # the mixture to begin with, by stage
+    grid: Sequence[float] = FUSION_GRID,   # values of each weight
+    k: int = 10,                           # of nDCG@k
+    seed: int = 0,                         # deals the halves
+) -> tuple[dict[str, float], float]:       # weights that are not 0, by stage; cross-validated nDCG@k
+    """A z-sum with weights from validation. Raises: ValueError for a stage in `start` that has no opinion here."""
+    if strange := set(start) - set(opinions.names): raise ValueError(f"start names {sorted(strange)[0]!r}, which is none of {', '.join(opinions.names)}")
+    first = torch.tensor([start.get(name, 0.0) for name in opinions.names])
+    users = torch.from_numpy(np.random.default_rng([seed, 19]).permutation(np.flatnonzero(opinions.n_liked.numpy() > 0)))
+    halves = users[::2], users[1::2]
+    values = [opinions[there].ndcg(ascend(opinions[here], first, grid, k)[0], k) for here, there in (halves, halves[::-1]) if len(here) and len(there)]
+    weights, _ = ascend(opinions, first, grid, k)
+    return {name: round(float(w), 6) for name, w in zip(opinions.names, weights) if w}, float(np.mean(values or [0.0]))
 
 # %% ../nbs/11_reranking.ipynb #04ed8fe0
 def last_item_only(
@@ -448,19 +560,6 @@ def held_ndcg(scorer, which, inputs, log_q, liked, n_liked, k) -> float:
 def snapshot(scorer: Scorer, which: int) -> tuple[dict[str, Tensor], Tensor]:
     "A copy of one network's weights."
     return {k: v.clone() for k, v in scorer.nets[which].state_dict().items()}, scorer.log_alpha[which].detach().clone()
-
-# %% ../nbs/11_reranking.ipynb #a475939c
-def mean_ndcg(
-    hits: Tensor,    # (B, k) bool
-    n_liked: Tensor, # (B,) int64
-    k: int,
-) -> float:
-    "Mean nDCG@k of marked lists; users without a like do not count."
-    discount = 1 / torch.log2(torch.arange(2, k + 2, dtype=torch.float64))
-    ideal = torch.cat([torch.zeros(1, dtype=torch.float64), discount.cumsum(0)])[n_liked.clamp(max=k)]
-    gain = (hits * discount[: hits.shape[1]]).sum(1)
-    some = n_liked > 0
-    return float((gain[some] / ideal[some]).mean())
 
 # %% ../nbs/11_reranking.ipynb #5f17054b
 @dataclass

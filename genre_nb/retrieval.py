@@ -25,8 +25,8 @@ from .preprocessing import HAN, Analyzer, SubwordTokenizer, chinese_segmenter
 __all__ = ['RETRIEVERS', 'BM25_METHODS', 'WORD_OR_MARK', 'FAKE_KINDS', 'top_k', 'lowest_codes', 'ranks', 'pack', 'unpack',
            'Saved', 'seen', 'check_allowed', 'Retriever', 'Popularity', 'vocabulary_of', 'term_counts', 'unit_rows',
            'history_weights', 'TextRetriever', 'BM25', 'TFIDF', 'lsa_components', 'encode_texts', 'Dense', 'Generated',
-           'Fusion', 'surface_words', 'join_words', 'stuffed_listings', 'spliced_listings', 'NGram', 'LanguageModel',
-           'Forger']
+           'z_scores', 'Fusion', 'surface_words', 'join_words', 'stuffed_listings', 'spliced_listings', 'NGram',
+           'LanguageModel', 'Forger']
 
 # %% ../nbs/09_retrieval.ipynb #686c03aa
 def top_k(
@@ -632,6 +632,18 @@ class Generated(Retriever):
         inner = Retriever.from_state(arrays, meta["retriever"], **{k: v for k, v in parts.items() if k != "generate"})
         return cls(parts.get("generate"), inner, **meta["options"])
 
+# %% ../nbs/09_retrieval.ipynb #25e98d15
+def z_scores(
+    scores: Tensor,   # (B, I)
+    mask: Tensor,     # (B, I) bool: not open to the request
+) -> Tensor:          # (B, I)
+    "Distance from the mean of what is open, in spreads of what is open; 0 where the spread is 0."
+    open_ = (~mask).float()
+    count = open_.sum(1, keepdim=True).clamp(min=1)
+    mean = (scores * open_).sum(1, keepdim=True) / count
+    spread = (((scores - mean) * open_).square().sum(1, keepdim=True) / count).sqrt()
+    return torch.where(spread > 1e-12, (scores - mean) / spread.clamp(min=1e-12), torch.zeros_like(scores))
+
 # %% ../nbs/09_retrieval.ipynb #67e5a2af
 class Fusion(Retriever):
     """Several first stages as one: reciprocal rank fusion (Cormack, Clarke & Büttcher 2009) or a sum of z-scores.
@@ -681,12 +693,7 @@ class Fusion(Retriever):
 
     def _normalise(self, scores: Tensor, mask: Tensor) -> Tensor:
         "(B, I): a member's scores on the common scale."
-        if self.how == "rrf": return 1 / (self.depth + ranks(scores.masked_fill(mask, -torch.inf)))
-        open_ = (~mask).float()
-        count = open_.sum(1, keepdim=True).clamp(min=1)
-        mean = (scores * open_).sum(1, keepdim=True) / count
-        spread = (((scores - mean) * open_).square().sum(1, keepdim=True) / count).sqrt()
-        return torch.where(spread > 1e-12, (scores - mean) / spread.clamp(min=1e-12), torch.zeros_like(scores))
+        return 1 / (self.depth + ranks(scores.masked_fill(mask, -torch.inf))) if self.how == "rrf" else z_scores(scores, mask)
 
     def state(self):
         "The members' states; array names carry the member's number."
