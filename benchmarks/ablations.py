@@ -10,32 +10,21 @@ import json
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 
 from genre_nb.datasets import RecDataset
 from genre_nb.evaluation import Evaluation, evaluate_lists, paired_lift
-from genre_nb.recommender import GenreConfig, GenreRecommender
+from genre_nb.recommender import GenreConfig, GenreRecommender, ShuffledJudge
 from genre_nb.reranking import Weights
 
 METRICS = ("ndcg@10", "precision@10", "recall@10")
 
 
-class Shuffled:
-    "A judge whose scores are dealt anew among the candidates of each list: the same numbers, no knowledge."
-
-    def __init__(self, judge, seed: int): self.judge, self.rng = judge, np.random.default_rng([seed, 99])
-
-    def __call__(self, requests, items: torch.Tensor) -> torch.Tensor:
-        key = torch.from_numpy(self.rng.random(items.shape)).masked_fill(items < 0, torch.inf)     # what is no candidate stands at the end, and stays there
-        return self.judge(requests, items).gather(1, key.argsort(dim=1, stable=True))
-
-
 def ordered(shop: GenreRecommender, question, weights: Weights, shuffle: bool = False) -> Evaluation:
     "What these weights make of the first stage's candidates, 1,024 requests at a time."
     reranker, lists = shop.reranker(), []
-    if shuffle: reranker.judge = Shuffled(reranker.judge, shop.config.seed)
+    if shuffle: reranker.judge = ShuffledJudge(reranker.judge, shop.config.seed)
     if not weights.behaviour: reranker.scorer = None
     if not weights.match: reranker.match = None
     for start in range(0, len(question), 1024):

@@ -44,11 +44,11 @@ __all__ = ['Say', 'REGISTRIES', 'FIRST_STAGES', 'TUNED', 'SINGLE_STAGES', 'COLD_
            'relabelled', 'with_splits', 'with_usual_context', 'finite_numbers', 'known_by', 'Warm', 'item_folds',
            'Only', 'draw_cold_items', 'ItemCold', 'UserCold', 'Irgan', 'cross_fit_by', 'Trained', 'check_parts',
            'Settings', 'StageFitting', 'PlayerFitting', 'WeightFitting', 'Fitting', 'Requesting', 'Retrieving',
-           'Ranking', 'Asking', 'Report', 'plain', 'Comparing', 'Evaluating', 'whole_ranking', 'GenreRecommender',
-           'check_contaminate', 'Stock', 'genuine_items', 'forge_stock', 'Contaminated', 'ListingFold', 'auc_interval',
-           'ListingReport', 'with_interval', 'show_interval', 'judge_listings', 'read_fold', 'save_stock', 'load_stock',
-           'write_json', 'save_recommender', 'remove_tree', 'swap_in', 'load_recommender', 'check_given', 'load_data',
-           'load_stages', 'load_scorer', 'load_players']
+           'Ranking', 'Asking', 'Report', 'plain', 'ShuffledJudge', 'Comparing', 'Evaluating', 'whole_ranking',
+           'GenreRecommender', 'check_contaminate', 'Stock', 'genuine_items', 'forge_stock', 'Contaminated',
+           'ListingFold', 'auc_interval', 'ListingReport', 'with_interval', 'show_interval', 'judge_listings',
+           'read_fold', 'save_stock', 'load_stock', 'write_json', 'save_recommender', 'remove_tree', 'swap_in',
+           'load_recommender', 'check_given', 'load_data', 'load_stages', 'load_scorer', 'load_players']
 
 # %% ../nbs/13_recommender.ipynb #8dd65dc5
 Say = Callable[[str], None]   # told in a few words what is being done
@@ -1275,6 +1275,21 @@ def plain(value):
     if isinstance(value, (np.floating, float)): return float(value) if np.isfinite(value) else None
     return int(value) if isinstance(value, np.integer) else value
 
+# %% ../nbs/13_recommender.ipynb #ae16ed52
+class ShuffledJudge:
+    "D with its scores dealt anew among the candidates of each list: the same numbers, no knowledge."
+
+    def __init__(
+        self,
+        judge: Callable[[Requests, Tensor], Tensor],   # (B, C) raw scores of candidates
+        seed: int = 0,                                 # of the dealing
+    ): self.judge, self.rng = judge, np.random.default_rng([seed, 99])
+
+    def __call__(self, requests: Requests, items: Tensor) -> Tensor:   # (B, C) item codes, −1 = none → (B, C)
+        "Scores that belong to other candidates of the same list; what is no candidate stays at the end."
+        key = torch.from_numpy(self.rng.random(items.shape)).masked_fill(items < 0, torch.inf)
+        return self.judge(requests, items).gather(1, key.argsort(dim=1, stable=True))
+
 # %% ../nbs/13_recommender.ipynb #8441c33c
 class Comparing(Asking):
     "Every system on the same requests."
@@ -1286,15 +1301,18 @@ class Comparing(Asking):
         return found if whole is None else Evaluation(found.per_user.assign(**{m: whole[m].to_numpy() for m in whole}), found.overall)
 
     def _variants(self) -> list[tuple[str, Trained, Weights]]:
-        text = self.trained.trials.query("behaviour == 0").sort_values("value", ascending=False, kind="stable").iloc[0]
-        return [("genre", self.trained, self.trained.weights), ("genre_gan_off", self.gan_off, self.gan_off.weights),
-                ("genre_features_only", self.trained, self._features_only()),
-                ("genre_text_only", self.trained, Weights(behaviour=0.0, judge=text["judge"], match=text["match"]))]
+        "Ours, the twin without the game, and what is left of ours without one part; each with the weights that validation gives it."
+        ours, shuffled = self.trained, copy.copy(self.trained)
+        shuffled.judge = ShuffledJudge(ours.judge, self.config.seed)
+        return [("genre", ours, ours.weights), ("genre_gan_off", self.gan_off, self.gan_off.weights),
+                ("genre_features_only", ours, self._without("judge", "match")), ("genre_text_only", ours, self._without("behaviour")),
+                ("genre_g_off", ours, self._without("match")), ("genre_d_shuffled", shuffled, ours.weights)]
 
-    def _features_only(self) -> Weights:
-        "β chosen on validation with λ = γ = 0."
-        trials = self.trained.trials.query("judge == 0 and match == 0").sort_values("value", ascending=False, kind="stable")
-        return Weights(behaviour=trials.iloc[0]["behaviour"], judge=0.0, match=0.0)
+    def _without(self, *parts: str) -> Weights:
+        "The best weights on validation among those that give these parts none."
+        trials = self.trained.trials
+        left = trials[(trials[list(parts)] == 0).all(axis=1)].sort_values("value", ascending=False, kind="stable")
+        return Weights(**left.iloc[0][["behaviour", "judge", "match"]])
 
     def _reranked(self, trained: Trained, weights: Weights, requests: Requests, items: Tensor, scores: Tensor) -> Tensor:
         "The first candidates of each list in their final order, the rest as it was; only the parts that count are computed."
@@ -1310,7 +1328,11 @@ class Comparing(Asking):
         for name in self.names(): yield name, question.lists(self.stage(name), k)[0]
         yield "generated", question.lists(self.trained.match.stage, k)[0]
         items, scores = question.lists(self.first, max(k, min(self.config.rerank.candidates, self.data.n_items)))
-        for name, trained, weights in self._variants(): yield name, self._reranked(trained, weights, question.requests, items, scores)
+        done: dict[tuple, Tensor] = {}
+        for name, trained, weights in self._variants():
+            same = (id(trained.judge) if weights.judge else None, id(trained.match) if weights.match else None, *weights.model_dump().values())
+            if same not in done: done[same] = self._reranked(trained, weights, question.requests, items, scores)
+            yield name, done[same]
         if oracle is not None: yield "oracle", self._oracle(oracle, question, k)
 
     def _oracle(self, oracle: Callable[[np.ndarray], np.ndarray], question: Question, k: int) -> Tensor:
