@@ -17,8 +17,8 @@ from genre_nb.datasets import DataError, RecDataset
 from genre_nb.encoder import ENCODERS, EncoderConfig
 from genre_nb.evaluation import evaluate_lists
 from genre_nb.generator import LSTMGenerator
-from genre_nb.recommender import (FIRST_STAGES, PROTOCOLS, GenreConfig, GenreRecommender, Nearest, Towers, blend, item_folds, register,
-                                  stage_names, whole_ranking)
+from genre_nb.recommender import (FIRST_STAGES, PROTOCOLS, TUNED, GenreConfig, GenreRecommender, Nearest, ShuffledJudge, Towers, blend, item_folds,
+                                  register, stage_names, whole_ranking)
 from genre_nb.reranking import RerankConfig
 from genre_nb.retrieval import RETRIEVERS, Dense, Popularity
 from genre_nb.simulation import World
@@ -270,6 +270,43 @@ def test_bad_parts(parts, message):
 def test_a_fusion_is_offered_where_its_members_are():
     names = {"zsum(ease+rp3beta)", "zsum(ease+rp3beta+dense/3)"}
     assert names <= set(stage_names({"ease": None, "rp3beta": None, "dense": None})) and not names & set(stage_names({"ease": None, "dense": None}))
+
+
+def test_the_tuned_fusion(data, tmp_path):
+    fitted = GenreRecommender(config(first_stage=TUNED)).fit(data)
+    assert fitted.first_name == TUNED and set(fitted.fusion) <= set(fitted.stages) and fitted.first.weights == list(fitted.fusion.values())
+    assert fitted.first.members == [fitted.stages[name] for name in fitted.fusion]
+    assert TUNED in fitted.names() and TUNED in fitted.valid_ndcg
+    loaded = GenreRecommender.load(fitted.save(tmp_path / "m"))
+    assert loaded.fusion == fitted.fusion and loaded.first.weights == fitted.first.weights
+    users = data.users["user_id"].iloc[:5].tolist()
+    pd.testing.assert_frame_equal(fitted.recommend(users), loaded.recommend(users))
+    report = loaded.evaluate(limit=20)
+    assert TUNED in report.systems and report.weights[TUNED] == fitted.fusion
+
+
+def test_no_grid_no_tuned_fusion(data):
+    with pytest.raises(ValueError, match="unknown first stage"): GenreRecommender(config(first_stage=TUNED, fusion_grid=()))
+    with pytest.raises(ValueError): config(fusion_grid=(-1.0,))
+    assert TUNED not in GenreRecommender(config(fusion_grid=())).fit(data).valid_ndcg
+
+
+def test_what_is_left_without_a_part(fitted):
+    report, trials = fitted.evaluate(limit=30), fitted.trained.trials
+    assert {"genre_g_off", "genre_d_shuffled"} <= set(report.systems)
+    assert fitted._without("match").match == 0 and fitted._without("judge", "match").judge == fitted._without("judge", "match").match == 0
+    best = trials.loc[trials["match"] == 0, "value"].max()
+    mine = fitted._without("match")
+    assert trials.query("judge == @mine.judge and behaviour == @mine.behaviour and match == 0")["value"].item() == best
+
+
+def test_a_shuffled_judge_says_the_same_to_others():
+    values, items = torch.rand(6, 40), torch.arange(40).expand(6, -1).clone()
+    items[2, 30:] = -1
+    dealt = ShuffledJudge(lambda requests, items: values, seed=0)(None, items)
+    for row, size in enumerate([40, 40, 30, 40, 40, 40]):
+        assert sorted(dealt[row, :size].tolist()) == sorted(values[row, :size].tolist()) and dealt[row].tolist() != values[row].tolist()
+    assert dealt[2, 30:].tolist() == values[2, 30:].tolist()
 
 
 def test_register(data):

@@ -1,7 +1,5 @@
 "The guards of the re-ranker: identity, what is closed stays closed, no label among the inputs."
 import copy
-import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,10 +13,10 @@ from torch.nn import functional as F
 from genre_nb.collaborative_filtering import ItemKNN
 from genre_nb.datasets import RecDataset, Requests
 from genre_nb.evaluation import ranking_metrics
-from genre_nb.reranking import (Behaviour, Lists, Reranker, RerankConfig, Scorer, Weights, barred, candidates_of, centred, cross_fit,
-                                diversify, fit_scorer, folds, last_item_only, list_loss, log_prior, marks, mean_ndcg, thin,
-                                moves, plot_moves, training_lists, tune_weights, within_list, PARTS)
-from genre_nb.retrieval import Popularity
+from genre_nb.reranking import (FUSION_GRID, Behaviour, Lists, Opinions, Reranker, RerankConfig, Scorer, Weights, ascend, barred, candidates_of, centred,
+                                cross_fit, diversify, fit_scorer, folds, last_item_only, list_loss, log_prior, marks, mean_ndcg, thin,
+                                moves, opinions_of, plot_moves, training_lists, tune_fusion, tune_weights, union_of_best, within_list, PARTS)
+from genre_nb.retrieval import Fusion, Popularity
 
 SMALL = RerankConfig(candidates=30, hidden=8, seeds=2, steps=30, batch_size=16, negatives=9, folds=2)
 
@@ -467,13 +465,67 @@ def test_the_scorer_can_be_told_what_was_rated_low(data):
     assert not told(strangers, items)[..., -1].any()
 
 
-def test_a_shuffled_judge_says_the_same_to_others():
-    spec = importlib.util.spec_from_file_location("ablations", Path(__file__).parents[1] / "benchmarks" / "ablations.py")
-    ablations = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(ablations)
-    values, items = torch.rand(6, 40), torch.arange(40).expand(6, -1).clone()
-    items[2, 30:] = -1
-    dealt = ablations.Shuffled(lambda requests, items: values, seed=0)(None, items)
-    for row, size in enumerate([40, 40, 30, 40, 40, 40]):
-        assert sorted(dealt[row, :size].tolist()) == sorted(values[row, :size].tolist()) and dealt[row].tolist() != values[row].tolist()
-    assert dealt[2, 30:].tolist() == values[2, 30:].tolist()
+# the weights of a fusion
+@pytest.mark.parametrize("barring", [False, True])
+def test_a_pool_of_everything_measures_what_a_fusion_does(data, barring):
+    stages = {"popularity": Popularity().fit(data), "item_knn": ItemKNN().fit(data)}
+    likes, users = data.matrix("valid"), np.arange(40)
+    requests, relevant = data.requests(users, ("train",)), likes[users]
+    closed = barred(data, users, ("train",)) if barring else None
+    allowed = torch.arange(data.n_items) % 7 != 3 if barring else None
+    opinions = opinions_of(stages, requests, relevant, closed, allowed, depth=data.n_items)
+    assert opinions.names == ("popularity", "item_knn") and opinions.n_liked.tolist() == np.diff(relevant.indptr).tolist()
+    rng = np.random.default_rng(0)
+    for weights in [(1.0, 0.0), (0.0, 1.0), *rng.random((5, 2)).tolist()]:
+        lists, _ = candidates_of(Fusion(list(stages.values()), how="zsum", weights=weights), requests, 10, closed, allowed)
+        expected = mean_ndcg(marks(lists, relevant), opinions.n_liked, 10)
+        assert opinions.ndcg(torch.tensor(weights, dtype=torch.float32)) == pytest.approx(expected, abs=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 12))
+def test_the_union_of_the_best_is_the_union(seed, depth):
+    g = torch.Generator().manual_seed(seed)
+    z, closed = torch.randn(5, 12, 3, generator=g), torch.rand(5, 12, generator=g) < 0.3
+    closed[4] = True                                            # nothing is open to the last one
+    codes = union_of_best(z, closed, depth)
+    for row in range(5):
+        free = [i for i in range(12) if not closed[row, i]]
+        expected = {i for m in range(3) for i in sorted(free, key=lambda i: -z[row, i, m])[:depth]}
+        assert [i for i in codes[row].tolist() if i >= 0] == sorted(expected)
+
+
+def made_opinions(B: int = 60, P: int = 30, seed: int = 0) -> Opinions:
+    "One stage that knows, one that half knows, one that is noise."
+    g = torch.Generator().manual_seed(seed)
+    liked = torch.rand(B, P, generator=g) < 0.15
+    z = torch.stack([liked.float() * s + torch.randn(B, P, generator=g) for s in (2.0, 1.0, 0.0)], -1)
+    return Opinions(("good", "fair", "noise"), z, torch.ones(B, P, dtype=torch.bool), liked, liked.sum(1))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_ascent_ends_at_a_top(seed):
+    opinions = made_opinions(seed=seed)
+    start = torch.tensor([0.0, 0.0, 1.0])
+    weights, value = ascend(opinions, start)
+    assert value == opinions.ndcg(weights) > opinions.ndcg(start) and set(weights.tolist()) <= {float(np.float32(v)) for v in FUSION_GRID}
+    for m in range(3):
+        for other in FUSION_GRID:
+            trial = weights.clone()
+            trial[m] = other
+            assert not trial.any() or opinions.ndcg(trial) <= value
+
+
+def test_luck_is_no_merit():
+    "On noise alone the tuned mixture beats its start on what it was tuned on; its cross-validated value does not tell so."
+    gains, honest = [], []
+    for seed in range(8):
+        opinions = made_opinions(seed=seed)
+        blind = Opinions(opinions.names, torch.randn(opinions.z.shape, generator=torch.Generator().manual_seed(99 + seed)), opinions.open_, opinions.liked, opinions.n_liked)
+        weights, value = tune_fusion(blind, {"good": 1.0}, seed=seed)
+        start = blind.ndcg(torch.tensor([1.0, 0.0, 0.0]))
+        gains.append(blind.ndcg(torch.tensor([weights.get(n, 0.0) for n in blind.names])) - start)
+        honest.append(value - start)
+    assert min(gains) > 0 and np.mean(honest) < np.mean(gains) / 3
+    assert tune_fusion(made_opinions(), {"good": 1.0}) == tune_fusion(made_opinions(), {"good": 1.0}), "the same seed, the same halves"
+    with pytest.raises(ValueError, match="start names 'better', which is none of good, fair, noise"): tune_fusion(made_opinions(), {"better": 1.0})
