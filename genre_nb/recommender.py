@@ -907,7 +907,8 @@ class StageFitting(Settings):
         starts = {name: {name: 1.0} for name in self.stages} | {name: make.weights for name, make in FIRST_STAGES.items() if getattr(make, "how", "") == "zsum"}
         start = starts[max((name for name in self.valid_ndcg if name in starts), key=self.valid_ndcg.get)]
         opinions = opinions_of(self.stages, valid.requests, valid.relevant, valid.closed, valid.allowed)
-        self.fusion, self.valid_ndcg[TUNED] = tune_fusion(opinions, start, self.config.fusion_grid, seed=self.config.seed)
+        new = "users" if self.protocol.collaborative else "items"
+        self.fusion, self.valid_ndcg[TUNED] = tune_fusion(opinions, start, self.config.fusion_grid, by=new, seed=self.config.seed)
 
     def _text_stages(self) -> dict[str, Retriever]:
         "Stages that read no interactions."

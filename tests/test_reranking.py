@@ -1,5 +1,6 @@
 "The guards of the re-ranker: identity, what is closed stays closed, no label among the inputs."
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from genre_nb.collaborative_filtering import ItemKNN
 from genre_nb.datasets import RecDataset, Requests
 from genre_nb.evaluation import ranking_metrics
 from genre_nb.reranking import (FUSION_GRID, Behaviour, Lists, Opinions, Reranker, RerankConfig, Scorer, Weights, ascend, barred, candidates_of, centred,
-                                cross_fit, diversify, fit_scorer, folds, last_item_only, list_loss, log_prior, marks, mean_ndcg, thin,
+                                cross_fit, diversify, fit_scorer, folds, halves, last_item_only, list_loss, log_prior, marks, mean_ndcg, thin,
                                 moves, opinions_of, plot_moves, training_lists, tune_fusion, tune_weights, union_of_best, within_list, PARTS)
 from genre_nb.retrieval import Fusion, Popularity
 
@@ -474,11 +475,11 @@ def test_a_pool_of_everything_measures_what_a_fusion_does(data, barring):
     closed = barred(data, users, ("train",)) if barring else None
     allowed = torch.arange(data.n_items) % 7 != 3 if barring else None
     opinions = opinions_of(stages, requests, relevant, closed, allowed, depth=data.n_items)
-    assert opinions.names == ("popularity", "item_knn") and opinions.n_liked.tolist() == np.diff(relevant.indptr).tolist()
+    assert opinions.names == ("popularity", "item_knn") and opinions.codes.shape == opinions.liked.shape
     rng = np.random.default_rng(0)
     for weights in [(1.0, 0.0), (0.0, 1.0), *rng.random((5, 2)).tolist()]:
         lists, _ = candidates_of(Fusion(list(stages.values()), how="zsum", weights=weights), requests, 10, closed, allowed)
-        expected = mean_ndcg(marks(lists, relevant), opinions.n_liked, 10)
+        expected = mean_ndcg(marks(lists, relevant), torch.from_numpy(np.diff(relevant.indptr)).long(), 10)
         assert opinions.ndcg(torch.tensor(weights, dtype=torch.float32)) == pytest.approx(expected, abs=1e-6)
 
 
@@ -500,7 +501,7 @@ def made_opinions(B: int = 60, P: int = 30, seed: int = 0) -> Opinions:
     g = torch.Generator().manual_seed(seed)
     liked = torch.rand(B, P, generator=g) < 0.15
     z = torch.stack([liked.float() * s + torch.randn(B, P, generator=g) for s in (2.0, 1.0, 0.0)], -1)
-    return Opinions(("good", "fair", "noise"), z, torch.ones(B, P, dtype=torch.bool), liked, liked.sum(1))
+    return Opinions(("good", "fair", "noise"), torch.arange(P).expand(B, -1), z, sp.csr_matrix(liked.numpy().astype(np.float32)), liked)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -516,16 +517,34 @@ def test_the_ascent_ends_at_a_top(seed):
             assert not trial.any() or opinions.ndcg(trial) <= value
 
 
-def test_luck_is_no_merit():
-    "On noise alone the tuned mixture beats its start on what it was tuned on; its cross-validated value does not tell so."
+@pytest.mark.parametrize("by", ["users", "items"])
+def test_luck_is_no_merit(by):
+    "On noise alone the tuned mixture beats its start on what it was tuned on; its cross-validated value does not say so."
     gains, honest = [], []
     for seed in range(8):
         opinions = made_opinions(seed=seed)
-        blind = Opinions(opinions.names, torch.randn(opinions.z.shape, generator=torch.Generator().manual_seed(99 + seed)), opinions.open_, opinions.liked, opinions.n_liked)
-        weights, value = tune_fusion(blind, {"good": 1.0}, seed=seed)
+        blind = replace(opinions, z=torch.randn(opinions.z.shape, generator=torch.Generator().manual_seed(99 + seed)))
+        weights, value = tune_fusion(blind, {"good": 1.0}, by=by, seed=seed)
         start = blind.ndcg(torch.tensor([1.0, 0.0, 0.0]))
         gains.append(blind.ndcg(torch.tensor([weights.get(n, 0.0) for n in blind.names])) - start)
         honest.append(value - start)
     assert min(gains) > 0 and np.mean(honest) < np.mean(gains) / 3
     assert tune_fusion(made_opinions(), {"good": 1.0}) == tune_fusion(made_opinions(), {"good": 1.0}), "the same seed, the same halves"
     with pytest.raises(ValueError, match="start names 'better', which is none of good, fair, noise"): tune_fusion(made_opinions(), {"better": 1.0})
+
+
+@pytest.mark.parametrize("by", ["users", "items"])
+def test_halves_share_nothing(by):
+    opinions = made_opinions(B=31, P=17)
+    one, other = halves(opinions, by, np.random.default_rng(0))
+    some = np.diff(opinions.likes.indptr) > 0
+    if by == "users": assert one.likes.shape[0] + other.likes.shape[0] == some.sum() and abs(one.likes.shape[0] - other.likes.shape[0]) <= 1
+    else:
+        seen = [set(half.codes[half.codes >= 0].tolist()) for half in (one, other)]
+        assert not seen[0] & seen[1] and seen[0] | seen[1] == set(range(17)) and one.likes.nnz + other.likes.nnz == opinions.likes.nnz
+        for half, items in zip((one, other), seen): assert set(half.likes.indices.tolist()) <= items and not half.liked[half.codes < 0].any()
+    for half in (one, other):
+        weights = torch.tensor([1.0, 0.5, 0.1])
+        order = (half.z @ weights).masked_fill(half.codes < 0, -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :10]
+        lists = half.codes.gather(1, order)
+        assert half.ndcg(weights) == pytest.approx(mean_ndcg(marks(lists, half.likes), torch.from_numpy(np.diff(half.likes.indptr)).long(), 10))
