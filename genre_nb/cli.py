@@ -194,7 +194,7 @@ def fit(
     with plain_errors(f"The same command goes on from {out_dir / 'checkpoint'}."):
         settings = read_config(config, seed, profiles, protocol=protocol)
         fitted = fit_data(read_folder(data, out_dir, positive_rating, settings, say), out_dir, settings, say)
-        say(f"saved to {out_dir} (first stage: {fitted.first_name}; weights: {fitted.trained.weights})")
+        say(f"saved to {out_dir} (first stage: {fitted.first_label}; weights: {fitted.trained.weights})")
 
 
 def read_folder(data: Path, out_dir: Path, positive_rating: float, settings, say: Speaker):   # → RecDataset

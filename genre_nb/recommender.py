@@ -858,6 +858,11 @@ class Settings:
         "Fixed fusions, and the tuned one if there is one."
         return FIRST_STAGES | ({TUNED: blend("zsum", **self.fusion)} if self.fusion else {})
 
+    @property
+    def first_label(self) -> str:
+        "The first stage by name, with its weights if validation gave them."
+        return self.first_name + (" = " + " + ".join(f"{w:g} {name}" for name, w in self.fusion.items()) if self.first_name == TUNED else "")
+
     def names(self) -> list[str]:
         "First stages by name, single ones and fusions."
         return stage_names(self.stages, self.fusions)

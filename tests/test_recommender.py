@@ -277,6 +277,8 @@ def test_the_tuned_fusion(data, tmp_path):
     assert fitted.first_name == TUNED and set(fitted.fusion) <= set(fitted.stages) and fitted.first.weights == list(fitted.fusion.values())
     assert fitted.first.members == [fitted.stages[name] for name in fitted.fusion]
     assert TUNED in fitted.names() and TUNED in fitted.valid_ndcg
+    name, weight = next(iter(fitted.fusion.items()))
+    assert fitted.first_label.startswith(f"{TUNED} = {weight:g} {name}")
     loaded = GenreRecommender.load(fitted.save(tmp_path / "m"))
     assert loaded.fusion == fitted.fusion and loaded.first.weights == fitted.first.weights
     users = data.users["user_id"].iloc[:5].tolist()
