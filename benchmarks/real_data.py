@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 METRICS = ("ndcg@10", "precision@10", "recall@10", "hit_rate@10", "coverage@10", "novelty@10", "gini@10", "diversity@10")
-LIFTS = ("lift_vs_best_baseline", "lift_vs_gan_off", "lift_vs_features_only")
+LIFTS = ("lift_vs_best_baseline", "lift_vs_gan_off", "lift_vs_features_only", "lift_vs_text_only", "lift_vs_g_off", "lift_vs_d_shuffled")
 SETS = ("ecommerce-amazon-cn", "local-yelp", "movies-agent4rec", "games-amazon", "books-goodreads")
 COMMAND = [sys.executable, "-c", "from genre_nb.cli import main; main()"]
 
@@ -41,7 +41,7 @@ def collected(out: Path) -> dict[str, dict]:
         found[file.parent.name] = {
             "best_baseline": metrics["best_baseline"], "weights": metrics["weights"], "seconds": {k: round(v) for k, v in metrics["seconds"].items()},
             "systems": {name: {m: values[m] for m in METRICS if m in values} for name, values in metrics["systems"].items()},
-            **{lift: {"ndcg@10": metrics[lift]["ndcg@10"]} for lift in LIFTS},
+            **{lift: {"ndcg@10": metrics[lift]["ndcg@10"]} for lift in LIFTS if lift in metrics},
             **({"contaminated": metrics["contaminated"]} if "contaminated" in metrics else {})}
     return found
 

@@ -1258,7 +1258,7 @@ class Report:
 
     def to_dict(self) -> dict:
         "What `metrics.json` holds."
-        lifts = {"lift_vs_best_baseline": self.best_baseline, "lift_vs_gan_off": "genre_gan_off", "lift_vs_features_only": "genre_features_only"}
+        lifts = {"lift_vs_best_baseline": self.best_baseline} | {f"lift_vs_{part}": f"genre_{part}" for part in ("gan_off", "features_only", "text_only", "g_off", "d_shuffled")}
         return plain({"dataset": self.dataset, "protocol": self.protocol, "split": self.split, "systems": {n: e.summary() for n, e in self.systems.items()},
                       **{name: self.lift(over) for name, over in lifts.items()}, "best_baseline": self.best_baseline,
                       "weights": self.weights, "validation_ndcg@10": self.valid_ndcg, "seconds": self.seconds, "config": self.config})

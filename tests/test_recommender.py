@@ -295,6 +295,10 @@ def test_no_grid_no_tuned_fusion(data):
 
 def test_what_is_left_without_a_part(fitted):
     report, trials = fitted.evaluate(limit=30), fitted.trained.trials
+    told = report.to_dict()
+    for part in ("gan_off", "features_only", "text_only", "g_off", "d_shuffled"):
+        lift = report.systems["genre"].mean("ndcg@10") / report.systems[f"genre_{part}"].mean("ndcg@10") - 1
+        assert told[f"lift_vs_{part}"]["ndcg@10"]["mean"] == pytest.approx(lift, abs=1e-6)
     assert {"genre_g_off", "genre_d_shuffled"} <= set(report.systems)
     assert fitted._without("match").match == 0 and fitted._without("judge", "match").judge == fitted._without("judge", "match").match == 0
     best = trials.loc[trials["match"] == 0, "value"].max()
