@@ -1306,13 +1306,12 @@ class Comparing(Asking):
                                cold=likes == 0, catalogue=None if question.allowed is None else question.allowed.reshape(-1, self.data.n_items).any(0).numpy(), users=question.requests.users)
         return found if whole is None else Evaluation(found.per_user.assign(**{m: whole[m].to_numpy() for m in whole}), found.overall)
 
-    def _variants(self) -> list[tuple[str, Trained, Weights]]:
+    def _variants(self) -> list[tuple[str, Trained, Weights, bool]]:   # name, players, weights, D shuffled
         "Ours, the twin without the game, and what is left of ours without one part; each with the weights that validation gives it."
-        ours, shuffled = self.trained, copy.copy(self.trained)
-        shuffled.judge = ShuffledJudge(ours.judge, self.config.seed)
-        return [("genre", ours, ours.weights), ("genre_gan_off", self.gan_off, self.gan_off.weights),
-                ("genre_features_only", ours, self._without("judge", "match")), ("genre_text_only", ours, self._without("behaviour")),
-                ("genre_g_off", ours, self._without("match")), ("genre_d_shuffled", shuffled, ours.weights)]
+        ours = self.trained
+        return [("genre", ours, ours.weights, False), ("genre_gan_off", self.gan_off, self.gan_off.weights, False),
+                ("genre_features_only", ours, self._without("judge", "match"), False), ("genre_text_only", ours, self._without("behaviour"), False),
+                ("genre_g_off", ours, self._without("match"), False), ("genre_d_shuffled", ours, ours.weights, True)]
 
     def _without(self, *parts: str) -> Weights:
         "The best weights on validation among those that give these parts none."
@@ -1320,25 +1319,32 @@ class Comparing(Asking):
         left = trials[(trials[list(parts)] == 0).all(axis=1)].sort_values("value", ascending=False, kind="stable")
         return Weights(**left.iloc[0][["behaviour", "judge", "match"]])
 
-    def _reranked(self, trained: Trained, weights: Weights, requests: Requests, items: Tensor, scores: Tensor) -> Tensor:
-        "The first candidates of each list in their final order, the rest as it was; only the parts that count are computed."
-        reranker, size = self.reranker(trained), min(self.config.rerank.candidates, self.data.n_items)
-        if not weights.behaviour: reranker.scorer = None
-        if not weights.judge: reranker.judge = None
-        if not weights.match: reranker.match = None
-        best = reranker.rerank(requests, items[:, :size], scores[:, :size], weights=weights).items
-        return torch.cat([best, items[:, size:]], 1)
+    def _parts(self, trained: Trained, wanted: set[str], requests: Requests, items: Tensor, scores: Tensor) -> dict[str, Tensor]:
+        "What these players and the scorer say of the candidates; only parts that somebody gives weight."
+        reranker = self.reranker(trained)
+        if "behaviour" not in wanted: reranker.scorer = None
+        if "judge" not in wanted: reranker.judge = None
+        if "match" not in wanted: reranker.match = None
+        return reranker.parts(requests, items, scores)
+
+    def _reranked(self, requests: Requests, items: Tensor, scores: Tensor) -> Iterator[tuple[str, Tensor]]:   # name, (B, ≥ k) item codes
+        "The first candidates of each list in the final order of every variant, the rest as it was; each part is computed once."
+        size, variants, said = min(self.config.rerank.candidates, self.data.n_items), self._variants(), {}
+        head, tail, counts = (items[:, :size], scores[:, :size]), items[:, size:], lambda weights: {name for name, value in weights.model_dump().items() if value}
+        for trained in (self.trained, self.gan_off):
+            wanted = set().union(*(counts(weights) for _, who, weights, _ in variants if who is trained))
+            said[id(trained)] = self._parts(trained, wanted, requests, *head)
+        for name, trained, weights, shuffled in variants:
+            parts = {part: value for part, value in said[id(trained)].items() if part == "prior" or part in counts(weights)}
+            if shuffled and "judge" in parts: parts["judge"] = ShuffledJudge(lambda *_: said[id(trained)]["judge"], self.config.seed)(requests, head[0])
+            yield name, torch.cat([self.reranker(trained).rerank(requests, *head, weights=weights, parts=parts).items, tail], 1)
 
     def systems(self, question: Question, k: int, oracle: Callable | None = None) -> Iterator[tuple[str, Tensor]]:   # name, (B, ≥ k) item codes
         "Every system's lists for some requests."
         for name in self.names(): yield name, question.lists(self.stage(name), k)[0]
         yield "generated", question.lists(self.trained.match.stage, k)[0]
         items, scores = question.lists(self.first, max(k, min(self.config.rerank.candidates, self.data.n_items)))
-        done: dict[tuple, Tensor] = {}
-        for name, trained, weights in self._variants():
-            same = (id(trained.judge) if weights.judge else None, id(trained.match) if weights.match else None, *weights.model_dump().values())
-            if same not in done: done[same] = self._reranked(trained, weights, question.requests, items, scores)
-            yield name, done[same]
+        yield from self._reranked(question.requests, items, scores)
         if oracle is not None: yield "oracle", self._oracle(oracle, question, k)
 
     def _oracle(self, oracle: Callable[[np.ndarray], np.ndarray], question: Question, k: int) -> Tensor:
