@@ -44,11 +44,11 @@ __all__ = ['Say', 'REGISTRIES', 'FIRST_STAGES', 'TUNED', 'SINGLE_STAGES', 'COLD_
            'relabelled', 'with_splits', 'with_usual_context', 'finite_numbers', 'known_by', 'Warm', 'item_folds',
            'Only', 'draw_cold_items', 'ItemCold', 'UserCold', 'Irgan', 'cross_fit_by', 'Trained', 'check_parts',
            'Settings', 'StageFitting', 'PlayerFitting', 'WeightFitting', 'Fitting', 'Requesting', 'Retrieving',
-           'Ranking', 'Asking', 'Report', 'plain', 'ShuffledJudge', 'Comparing', 'Evaluating', 'whole_ranking',
-           'GenreRecommender', 'check_contaminate', 'Stock', 'genuine_items', 'forge_stock', 'Contaminated',
-           'ListingFold', 'auc_interval', 'ListingReport', 'with_interval', 'show_interval', 'judge_listings',
-           'read_fold', 'save_stock', 'load_stock', 'write_json', 'save_recommender', 'remove_tree', 'swap_in',
-           'load_recommender', 'check_given', 'load_data', 'load_stages', 'load_scorer', 'load_players']
+           'Ranking', 'Asking', 'Report', 'plain', 'ShuffledJudge', 'Remembering', 'Comparing', 'Evaluating',
+           'whole_ranking', 'GenreRecommender', 'check_contaminate', 'Stock', 'genuine_items', 'forge_stock',
+           'Contaminated', 'ListingFold', 'auc_interval', 'ListingReport', 'with_interval', 'show_interval',
+           'judge_listings', 'read_fold', 'save_stock', 'load_stock', 'write_json', 'save_recommender', 'remove_tree',
+           'swap_in', 'load_recommender', 'check_given', 'load_data', 'load_stages', 'load_scorer', 'load_players']
 
 # %% ../nbs/13_recommender.ipynb #8dd65dc5
 Say = Callable[[str], None]   # told in a few words what is being done
@@ -1296,6 +1296,27 @@ class ShuffledJudge:
         key = torch.from_numpy(self.rng.random(items.shape)).masked_fill(items < 0, torch.inf)
         return self.judge(requests, items).gather(1, key.argsort(dim=1, stable=True))
 
+# %% ../nbs/13_recommender.ipynb #0280273c
+class Remembering(Retriever):
+    "A fitted first stage that scores the same requests once, however many fusions it is a member of."
+
+    def __init__(self, stage: Retriever):
+        self.stage, self.n_items, self.batch_size, self.said = stage, stage.n_items, stage.batch_size, {}
+
+    @property
+    def name(self) -> str:
+        "That of the stage."
+        return self.stage.name
+
+    def fit(self, data, splits=("train",)): raise TypeError(f"{self.name} is fitted already: fit the stage itself, and remember it anew")
+
+    def scores(self, requests):
+        "(B, I): as the stage scores, from memory where it has been asked."
+        history = requests.history
+        asked = tuple(part.tobytes() for part in (history.indptr, history.indices, history.data, requests.recent, requests.users, requests.context)) + tuple(requests.texts)
+        if asked not in self.said: self.said[asked] = self.stage.scores(requests)
+        return self.said[asked]
+
 # %% ../nbs/13_recommender.ipynb #8441c33c
 class Comparing(Asking):
     "Every system on the same requests."
@@ -1341,9 +1362,11 @@ class Comparing(Asking):
 
     def systems(self, question: Question, k: int, oracle: Callable | None = None) -> Iterator[tuple[str, Tensor]]:   # name, (B, ≥ k) item codes
         "Every system's lists for some requests."
-        for name in self.names(): yield name, question.lists(self.stage(name), k)[0]
+        stages = {name: Remembering(stage) if type(stage).retrieve is Retriever.retrieve else stage for name, stage in self.stages.items()}
+        for name in self.names(): yield name, question.lists(self.stage(name, stages), k)[0]
+        items, scores = question.lists(self.stage(self.first_name, stages), max(k, min(self.config.rerank.candidates, self.data.n_items)))
+        stages.clear()
         yield "generated", question.lists(self.trained.match.stage, k)[0]
-        items, scores = question.lists(self.first, max(k, min(self.config.rerank.candidates, self.data.n_items)))
         yield from self._reranked(question.requests, items, scores)
         if oracle is not None: yield "oracle", self._oracle(oracle, question, k)
 

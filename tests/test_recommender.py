@@ -17,7 +17,7 @@ from genre_nb.datasets import DataError, RecDataset
 from genre_nb.encoder import ENCODERS, EncoderConfig
 from genre_nb.evaluation import evaluate_lists
 from genre_nb.generator import LSTMGenerator
-from genre_nb.recommender import (FIRST_STAGES, PROTOCOLS, TUNED, GenreConfig, GenreRecommender, Nearest, ShuffledJudge, Towers, blend, item_folds,
+from genre_nb.recommender import (FIRST_STAGES, PROTOCOLS, TUNED, GenreConfig, GenreRecommender, Nearest, Remembering, ShuffledJudge, Towers, blend, item_folds,
                                   register, stage_names, whole_ranking)
 from genre_nb.reranking import RerankConfig
 from genre_nb.retrieval import RETRIEVERS, Dense, Popularity
@@ -313,6 +313,26 @@ def test_a_shuffled_judge_says_the_same_to_others():
     for row, size in enumerate([40, 40, 30, 40, 40, 40]):
         assert sorted(dealt[row, :size].tolist()) == sorted(values[row, :size].tolist()) and dealt[row].tolist() != values[row].tolist()
     assert dealt[2, 30:].tolist() == values[2, 30:].tolist()
+
+
+def test_remembering_changes_nothing_but_how_often_is_asked(fitted, data):
+    class Counting(Popularity):
+        asked = 0
+        def scores(self, requests):
+            Counting.asked += 1
+            return super().scores(requests)
+
+    stage, requests = Counting().fit(fitted.view), data.requests(np.arange(20), ("train",)) if "train" in data.splits else fitted.question("valid").requests[:20]
+    kept = Remembering(stage)
+    before = kept.scores(requests).clone()
+    kept.retrieve(requests, 5), kept.retrieve(requests, 10)
+    assert torch.equal(kept.scores(requests), before) and Counting.asked == 1 and kept.name == stage.name
+    kept.scores(requests[:7]), kept.scores(requests[7:])
+    assert Counting.asked == 3, "other requests are other questions"
+    with pytest.raises(TypeError, match="popularity is fitted already"): kept.fit(data)
+    lists, scores = fitted.question("valid").lists(fitted.first, 10)
+    again = fitted.question("valid").lists(fitted.stage(fitted.first_name, {n: Remembering(s) for n, s in fitted.stages.items()}), 10)
+    assert torch.equal(lists, again[0]) and torch.equal(scores, again[1])
 
 
 def test_register(data):
