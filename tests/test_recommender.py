@@ -322,7 +322,7 @@ def test_remembering_changes_nothing_but_how_often_is_asked(fitted, data):
             Counting.asked += 1
             return super().scores(requests)
 
-    stage, requests = Counting().fit(fitted.view), data.requests(np.arange(20), ("train",)) if "train" in data.splits else fitted.question("valid").requests[:20]
+    stage, requests = Counting().fit(fitted.view), fitted.question("valid").requests[:20]
     kept = Remembering(stage)
     before = kept.scores(requests).clone()
     kept.retrieve(requests, 5), kept.retrieve(requests, 10)
