@@ -907,11 +907,13 @@ class StageFitting(Settings):
         return {found.kind: found}
 
     def _tune_fusion(self, valid: Question) -> None:
-        "Coordinate ascent from the best fixed z-sum or single stage; its value is cross-validated."
-        if not self.config.fusion_grid: return
-        starts = {name: {name: 1.0} for name in self.stages} | {name: make.weights for name, make in FIRST_STAGES.items() if getattr(make, "how", "") == "zsum"}
+        "Coordinate ascent from the best fixed z-sum or single stage; its value is cross-validated. A stage that closes items by −inf has no z-score, and takes no part."
+        members = {name: stage for name, stage in self.stages.items() if stage.scores(valid.requests[:64]).isfinite().all()}
+        if not self.config.fusion_grid or not members: return
+        sums = {name: make.weights for name, make in FIRST_STAGES.items() if getattr(make, "how", "") == "zsum" and make.needs <= set(members)}
+        starts = {name: {name: 1.0} for name in members} | sums
         start = starts[max((name for name in self.valid_ndcg if name in starts), key=self.valid_ndcg.get)]
-        opinions = opinions_of(self.stages, valid.requests, valid.relevant, valid.closed, valid.allowed)
+        opinions = opinions_of(members, valid.requests, valid.relevant, valid.closed, valid.allowed)
         new = "users" if self.protocol.collaborative else "items"
         self.fusion, self.valid_ndcg[TUNED] = tune_fusion(opinions, start, self.config.fusion_grid, by=new, seed=self.config.seed)
 

@@ -287,6 +287,20 @@ def test_the_tuned_fusion(data, tmp_path):
     assert TUNED in report.systems and report.weights[TUNED] == fitted.fusion
 
 
+class Closing(Popularity):
+    "Knows what is sold out, and says so by −inf."
+    kind = "test_closing"
+
+    def scores(self, requests):
+        return super().scores(requests).masked_fill(torch.arange(self.n_items) % 2 == 0, -torch.inf)
+
+
+def test_a_stage_that_closes_items_is_no_part_of_the_tuned_fusion(data):
+    fitted = GenreRecommender(config(), parts={"test_closing": Closing()}).fit(data)
+    assert "test_closing" in fitted.valid_ndcg and "test_closing" not in fitted.fusion and fitted.fusion
+    assert len(fitted.recommend(data.users["user_id"].iloc[4], k=5)) == 5
+
+
 def test_no_grid_no_tuned_fusion(data):
     with pytest.raises(ValueError, match="unknown first stage"): GenreRecommender(config(first_stage=TUNED, fusion_grid=()))
     with pytest.raises(ValueError): config(fusion_grid=(-1.0,))
