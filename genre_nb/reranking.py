@@ -223,7 +223,8 @@ def halves(
     by: str,                     # "users" or "items": what will be new
     rng: np.random.Generator,    # deals
 ) -> tuple[Opinions, Opinions]:
-    "Two halves that share no user, or no item."
+    "Two halves that share no user, or no item. Raises: ValueError for another `by`."
+    if by not in ("users", "items"): raise ValueError(f"by must be 'users' or 'items', got {by!r}")
     if by == "users":
         users = rng.permutation(np.flatnonzero(np.diff(opinions.likes.indptr)))
         return opinions[np.sort(users[::2])], opinions[np.sort(users[1::2])]

@@ -535,10 +535,13 @@ def test_luck_is_no_merit(by):
 
 @pytest.mark.parametrize("by", ["users", "items"])
 def test_halves_share_nothing(by):
+    with pytest.raises(ValueError, match="by must be 'users' or 'items', got 'days'"): halves(made_opinions(), "days", np.random.default_rng(0))
     opinions = made_opinions(B=31, P=17)
     one, other = halves(opinions, by, np.random.default_rng(0))
     some = np.diff(opinions.likes.indptr) > 0
-    if by == "users": assert one.likes.shape[0] + other.likes.shape[0] == some.sum() and abs(one.likes.shape[0] - other.likes.shape[0]) <= 1
+    if by == "users":
+        who = [{row.tobytes() for row in half.z.numpy()} for half in (one, other)]          # noise: no two users have the same
+        assert not who[0] & who[1] and len(who[0] | who[1]) == some.sum() and abs(len(who[0]) - len(who[1])) <= 1
     else:
         seen = [set(half.codes[half.codes >= 0].tolist()) for half in (one, other)]
         assert not seen[0] & seen[1] and seen[0] | seen[1] == set(range(17)) and one.likes.nnz + other.likes.nnz == opinions.likes.nnz
