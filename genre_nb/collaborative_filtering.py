@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,15 +19,17 @@ from torch import Tensor
 
 from .datasets import RecDataset, Requests
 from .evaluation import TuneResult, evaluate_lists, tune
-from .retrieval import BM25, TFIDF, Dense, Fusion, Popularity, Retriever
+from .preprocessing import normalise
+from .retrieval import BM25, TFIDF, Dense, Fusion, Popularity, Retriever, smooth_idf, term_counts, tfidf_rows
 
 # %% auto #0
-__all__ = ['FACTORS', 'SPACES', 'ItemKNN', 'keep_largest', 'largest', 'UserKNN', 'RP3Beta', 'transition', 'EASE', 'ease_weights',
-           'keep_heaviest', 'mirror_lower', 'IALS', 'need_implicit', 'fold_in', 'bpr_loss', 'softmax_loss',
-           'without_target', 'at_least_one', 'descend', 'HistoryFactors', 'score_of', 'pool', 'BPR', 'SoftmaxMF',
-           'multinomial_loss', 'gaussian_kl', 'annealed', 'MultVAE', 'unit_length', 'encode_history', 'decode_history',
-           'Space', 'time_span', 'of_kind', 'ials_for', 'softmax_for', 'decayed_popularity', 'recent_popularity',
-           'tune_baseline', 'fusion_space', 'TextEASE', 'ridge_weights']
+__all__ = ['FACTORS', 'SPACES', 'VIEWS', 'ItemKNN', 'keep_largest', 'largest', 'UserKNN', 'RP3Beta', 'transition', 'EASE',
+           'ease_weights', 'keep_heaviest', 'mirror_lower', 'IALS', 'need_implicit', 'fold_in', 'bpr_loss',
+           'softmax_loss', 'without_target', 'at_least_one', 'descend', 'HistoryFactors', 'score_of', 'pool', 'BPR',
+           'SoftmaxMF', 'multinomial_loss', 'gaussian_kl', 'annealed', 'MultVAE', 'unit_length', 'encode_history',
+           'decode_history', 'Space', 'time_span', 'of_kind', 'ials_for', 'softmax_for', 'decayed_popularity',
+           'recent_popularity', 'tune_baseline', 'fusion_space', 'check_views', 'pieces', 'text_view', 'TextEASE',
+           'kernel_factor', 'predicted_columns', 'text_ease_trials']
 
 # %% ../nbs/10_collaborative_filtering.ipynb #fb7da1b1
 class ItemKNN(Retriever):
@@ -765,17 +768,55 @@ def fusion_space(
 
     return Space(make, {name: tuple(weights) for name in others})
 
+# %% ../nbs/10_collaborative_filtering.ipynb #88e3089c
+VIEWS = ("words", "phrases", "title pieces")   # of a text
+
+
+def check_views(
+    views: Sequence[str],    # names
+) -> tuple[str, ...]:        # the same
+    "Raises: ValueError for no view, one that is not known, or one named twice."
+    if isinstance(views, str) or not views: raise ValueError(f"views must be a list of {', '.join(map(repr, VIEWS))}, got {views!r}")
+    for view in views:
+        if view not in VIEWS: raise ValueError(f"unknown view {view!r}; choose from {', '.join(map(repr, VIEWS))}")
+    if len(set(views)) < len(views): raise ValueError(f"views names one twice: {', '.join(map(repr, views))}")
+    return tuple(views)
+
+
+def pieces(
+    text: str,                          # a title
+    sizes: Sequence[int] = (3, 4, 5),   # characters
+) -> list[str]:                         # every run of so many characters in a word, the blanks around it included
+    "Parts of words; a word that is shorter is one piece."
+    words = [f" {word} " for word in normalise(text).split()]
+    return [word[i : i + n] for word in words for n in sizes for i in range(max(1, len(word) - n + 1)) if n == sizes[0] or len(word) >= n]
+
+
+def text_view(
+    view: str,             # phrases or title pieces
+    data: RecDataset,      # its items are read
+    reader: TFIDF,         # its analyser and weights are used
+) -> sp.csr_matrix:        # (I, V) rows of length 1, or 0
+    "TF-IDF vectors over terms that at least two items have."
+    if view == "phrases": terms = [[*words, *map(" ".join, zip(words, words[1:]))] for words in reader.tokens(data.items["text"].tolist())]
+    else: terms = [pieces(title) for title in data.items["title"]]
+    held = Counter(term for each in terms for term in set(each))
+    vocabulary = sorted(term for term, items in held.items() if items > 1)
+    counts = term_counts(terms, {term: i for i, term in enumerate(vocabulary)})
+    return tfidf_rows(counts, smooth_idf(counts))
+
 # %% ../nbs/10_collaborative_filtering.ipynb #4737b802
 class TextEASE(TFIDF):
     """EASE's weights, predicted from the items' texts: for items that nobody has liked yet.
 
-    b_j = B (T Tᵀ + ρ E)⁻¹ T t_j, where B are the weights of `EASE` among items with likes (Steck 2019), T their TF-IDF
-    vectors and t_j that of any item: a ridge regression of the columns of B on texts (after Gantner et al. 2010, who map
-    attributes to latent factors). Every item is scored by its text alone, liked or not. Without a history all scores are 0.
+    P = B (T Tᵀ + ρ E)⁻¹ T T_*ᵀ, where B are the weights of `EASE` among items with likes (Steck 2019), T the vectors of
+    their texts and T_* those of all items: a ridge regression of the columns of B on texts (after Gantner et al. 2010, who
+    map attributes to latent factors). Every item is scored by its text alone, liked or not. Without a history all scores
+    are 0.
     """
 
     kind = "text_ease"
-    options = ("l2", "ridge", *TFIDF.options)
+    options = ("l2", "ridge", "views", *TFIDF.options)
     learned = (*TFIDF.learned, "likes")
 
     def __init__(
@@ -783,25 +824,37 @@ class TextEASE(TFIDF):
         l2: float = 300.0,     # λ of EASE
         *,
         ridge: float = 1.0,    # ρ: more trusts single words less
+        views: Sequence[str] = ("words",),   # what of a text is compared, see `text_view`
         **text,                # arguments of `TFIDF`
     ):
         super().__init__(**text)
         if l2 <= 0: raise ValueError(f"l2 must be above 0, got {l2}")
         if ridge <= 0: raise ValueError(f"ridge must be above 0, got {ridge}")
-        self.l2, self.ridge = l2, ridge
+        self.l2, self.ridge, self.views = l2, ridge, check_views(views)
 
     def fit(self, data, splits=("train",)):
-        "Two Cholesky factorisations of n × n matrices, n the items with likes: about 12·n² bytes."
-        super().fit(data, splits)
-        self.likes = data.matrix(*splits)
+        "Two Cholesky factorisations of n × n matrices, n the items with likes: about 16·n² bytes."
+        self.read(data, splits)
         self._solve()
         return self
 
-    def _solve(self) -> None:
-        "A and T, from the likes and the texts."
+    def read(
+        self,
+        data: RecDataset,                       # with splits
+        splits: Sequence[str] = ("train",),     # whose likes count
+    ) -> TextEASE:                              # itself, with vectors, not yet fitted
+        "Vectors of the texts in all views, and who liked what."
+        super().fit(data, splits)
+        parts = [self.vectors if view == "words" else text_view(view, data, self) for view in self.views]
+        self.vectors = sp.csr_matrix(sp.hstack(parts) / np.float32(len(parts) ** 0.5), dtype=np.float32)
+        self.likes = data.matrix(*splits)
         self.known = np.flatnonzero(self.likes.getnnz(axis=0))
-        self.texts = self.vectors[self.known]
-        self.weights = ridge_weights(ease_weights(self.likes[:, self.known], self.l2), self.texts, self.ridge)
+        return self
+
+    def _solve(self) -> None:
+        "P, from the likes and the texts."
+        self.known = np.flatnonzero(self.likes.getnnz(axis=0))
+        self.columns = predicted_columns(ease_weights(self.likes[:, self.known], self.l2), self.vectors, self.known, self.ridge)
 
     @classmethod
     def _restore(cls, arrays, meta, parts):
@@ -810,20 +863,57 @@ class TextEASE(TFIDF):
         return new
 
     def scores(self, requests):
-        "(B, I): h A T t for every item."
+        "(B, I): h P for every item."
         self.check(requests)
-        spoken = requests.history[:, self.known] @ self.weights
-        return torch.from_numpy(np.ascontiguousarray((self.vectors @ (self.texts.T @ spoken.T)).T, dtype=np.float32))
+        return torch.from_numpy(np.ascontiguousarray(requests.history[:, self.known] @ self.columns, dtype=np.float32))
 
 # %% ../nbs/10_collaborative_filtering.ipynb #b138a19a
-def ridge_weights(
-    weights: np.ndarray,     # (n, n) float32 B, row by row in memory; overwritten
+def kernel_factor(
     texts: sp.csr_matrix,    # (n, V) T, rows of length 1 or 0
     ridge: float,            # ρ > 0
-) -> np.ndarray:             # (n, n) float32 A = B (T Tᵀ + ρ E)⁻¹
-    "The symmetric system is solved for all rows of B at once, in place, through LAPACK's potrf and potrs. Raises: ValueError where ρ is too small for float32."
+) -> np.ndarray:             # (n, n) float32: lower Cholesky factor of T Tᵀ + ρ E, column by column in memory
+    "Through LAPACK's potrf, in place. Raises: ValueError where ρ is too small for float32."
     kernel = (texts @ texts.T).toarray().T             # symmetric: the transpose is the same matrix, column by column in memory
     kernel[np.diag_indices_from(kernel)] += np.float32(ridge)
     factor, failed = scipy.linalg.lapack.spotrf(kernel, lower=1, overwrite_a=1)
     if failed: raise ValueError(f"T Tᵀ + ρE is not positive definite in float32 with ridge={ridge}: raise ridge")
-    return scipy.linalg.lapack.spotrs(factor, weights.T, lower=1, overwrite_b=1)[0].T
+    return factor
+
+
+def predicted_columns(
+    weights: np.ndarray,     # (n, n) float32 B, row by row in memory
+    texts: sp.csr_matrix,    # (I, V) T_*, rows of length 1 or 0
+    known: np.ndarray,       # (n,) codes of the items of B: T = T_*[known]
+    ridge: float,            # ρ > 0
+) -> np.ndarray:             # (n, I) float32 P
+    "Known items by the identity; for the others the kernel is solved for all rows of B at once, through LAPACK's potrs."
+    factor = kernel_factor(texts[known], ridge)
+    solved = scipy.linalg.lapack.spotrs(factor, weights.T, lower=1)[0].T          # A = B (K + ρE)⁻¹
+    columns = np.empty((len(known), texts.shape[0]), np.float32)
+    columns[:, known] = weights - np.float32(ridge) * solved
+    others = np.setdiff1d(np.arange(texts.shape[0]), known)
+    columns[:, others] = solved @ (texts[known] @ texts[others].T).toarray()
+    columns[:, texts.getnnz(axis=1) == 0] = 0.0                                  # without a text: exactly nothing, not the rounding of a difference
+    return columns
+
+# %% ../nbs/10_collaborative_filtering.ipynb #35755d40
+def text_ease_trials(
+    data: RecDataset,                   # its `train` rows are learned from
+    history: sp.csr_matrix,             # (B, I) of who asks
+    items: np.ndarray,                  # (C,) codes of the items to score
+    *,
+    l2_grid: Sequence[float],           # λ of EASE
+    ridge_grid: Sequence[float],        # ρ
+    views_grid: Sequence[Sequence[str]],   # what of a text is compared
+    **text,                             # arguments of `TFIDF`
+) -> Iterator[tuple[dict, np.ndarray]]: # arguments of `TextEASE`; (B, C) its scores
+    "Every setting of `TextEASE` on some items; what settings share is computed once."
+    reader = TextEASE(**text).read(data)
+    known, liked = reader.known, history[:, reader.known]
+    spoken = {l2: np.asarray(liked @ ease_weights(reader.likes[:, known], l2)) for l2 in l2_grid}   # h B, (B, n)
+    for views in views_grid:
+        texts = TextEASE(views=views, **text).read(data).vectors
+        likeness = (texts[known] @ texts[items].T).toarray()
+        for ridge in ridge_grid:
+            shares = scipy.linalg.lapack.spotrs(kernel_factor(texts[known], ridge), likeness, lower=1)[0]   # (n, C)
+            for l2 in l2_grid: yield {"l2": l2, "ridge": ridge, "views": tuple(views)}, spoken[l2] @ shares

@@ -20,12 +20,12 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, ValidationError, model_validator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .adversarial import GanConfig, GenreGAN, catalogue_vectors, train_gan
-from .collaborative_filtering import EASE, ItemKNN, RP3Beta, TextEASE
+from .collaborative_filtering import EASE, ItemKNN, RP3Beta, TextEASE, text_ease_trials
 from .datasets import SPLITS, DataError, RecDataset, Requests
 from .discriminator import DISCRIMINATORS, Concordance, fit_listing_judge
 from .encoder import ENCODERS, PseudoInterest, make_condition
@@ -34,7 +34,7 @@ from .generator import GENERATORS
 from .preprocessing import Analyzer, SubwordTokenizer
 from .reranking import (FUSION_GRID, Behaviour, Lists, Reranked, Reranker, RerankConfig, Scorer, Weights, barred, candidates_of, combine,
                                 cross_fit, diversify, fit_scorer, folds, opinions_of, training_lists, tune_fusion, tune_weights)
-from .retrieval import BM25, FAKE_KINDS, RETRIEVERS, TFIDF, Dense, Forger, Fusion, Generated, Popularity, Retriever
+from .retrieval import BM25, FAKE_KINDS, RETRIEVERS, TFIDF, Dense, Forger, Fusion, Generated, Popularity, Retriever, top_k
 
 # %% auto #0
 __all__ = ['Say', 'REGISTRIES', 'FIRST_STAGES', 'TUNED', 'SINGLE_STAGES', 'COLD_STAGES', 'TEXT_STAGES', 'OWN_COLUMNS',
@@ -64,7 +64,10 @@ class GenreConfig(BaseModel):
     first_stage: str = "auto"                                     # a name in `FIRST_STAGES`; auto: the best on validation
     retrievers: tuple[str, ...] = ()                              # further first stages by their registered names
     fusion_grid: tuple[NonNegativeFloat, ...] = FUSION_GRID       # weights of a stage in `zsum(tuned)` to choose from on validation; (): no such fusion
-    l2_grid: tuple[float, ...] = Field(default=(100.0, 300.0, 1000.0), min_length=1)   # λ of EASE (of TextEASE under item-cold) to choose from on validation
+    l2_grid: tuple[PositiveFloat, ...] = Field(default=(100.0, 300.0, 1000.0), min_length=1)   # λ of EASE to choose from on validation
+    text_l2_grid: tuple[PositiveFloat, ...] = Field(default=(30.0, 100.0, 300.0, 1000.0), min_length=1)   # under item-cold: λ of TextEASE
+    ridge_grid: tuple[PositiveFloat, ...] = Field(default=(1.0, 3.0), min_length=1)   # its ρ
+    views_grid: tuple[tuple[Literal["words", "phrases", "title pieces"], ...], ...] = Field(default=(("words",), ("words", "phrases"), ("words", "phrases", "title pieces")), min_length=1)   # what of a text it compares
     texts_per_user: int = Field(default=2, ge=1)                  # descriptions written for the match
     temperature: float = Field(default=0.7, gt=0)                 # of these descriptions
     max_history: int = Field(default=50, ge=1)                    # newest likes kept in order
@@ -899,12 +902,25 @@ class StageFitting(Settings):
         self.first = self.stage(self.first_name)
 
     def _fit_linear(self, valid: Question) -> dict[str, Retriever]:
-        "EASE (TextEASE under item-cold) with the λ that is best on validation."
-        kind, best = (EASE if self.protocol.collaborative else TextEASE), -1.0
+        "EASE with the λ that is best on validation; under item-cold TextEASE with the best λ, ρ and views."
+        if not self.protocol.collaborative: return {"text_ease": TextEASE(**self._choose_text_ease(valid)).fit(self.view)}
+        best = -1.0
         for l2 in self.config.l2_grid:
-            stage = kind(l2).fit(self.view)
-            if (value := self._ndcg(stage, valid)) > best: best, self.l2, found = value, l2, stage
+            stage = EASE(l2).fit(self.view)
+            if (value := self._ndcg(stage, valid)) > best: best, self.linear, found = value, {"l2": l2}, stage
         return {found.kind: found}
+
+    def _choose_text_ease(self, valid: Question) -> dict:   # arguments of `TextEASE`
+        "The setting with the best nDCG@10 of validation; among equals the first."
+        items, best = np.flatnonzero(valid.allowed.numpy()), -1.0
+        shut = torch.from_numpy((valid.requests.history + valid.closed)[:, items].toarray() > 0)
+        for settings, scores in text_ease_trials(self.view, valid.requests.history, items, l2_grid=self.config.text_l2_grid,
+                                                 ridge_grid=self.config.ridge_grid, views_grid=self.config.views_grid):
+            places, _ = top_k(torch.from_numpy(scores).masked_fill(shut, -torch.inf), 10)
+            lists = torch.from_numpy(items)[places.clamp(min=0)].masked_fill(places < 0, -1)
+            value = evaluate_lists(lists, valid.relevant, n_items=self.data.n_items, ks=(10,)).mean("ndcg@10")
+            if value > best: best, self.linear = value, settings
+        return self.linear
 
     def _tune_fusion(self, valid: Question) -> None:
         "Coordinate ascent from the best fixed z-sum or single stage; its value is cross-validated. A stage that closes items by −inf has no z-score, and takes no part."
@@ -924,8 +940,8 @@ class StageFitting(Settings):
 
     def _single(self, data: RecDataset, ready: Mapping[str, Retriever]) -> dict[str, Retriever]:
         "Single stages fitted on the `train` rows of `data`."
-        if self.protocol.collaborative: return single_stages(data, self.l2, ready, self.own_stages)
-        return single_stages(data, None, ready, {"towers": Towers(), "text_ease": TextEASE(self.l2)} | self.own_stages)
+        if self.protocol.collaborative: return single_stages(data, self.linear["l2"], ready, self.own_stages)
+        return single_stages(data, None, ready, {"towers": Towers(), "text_ease": TextEASE(**self.linear)} | self.own_stages)
 
     def _fit_scorer(self, say: Say) -> None:
         text = {name: stage for name, stage in self.stages.items() if name in ("bm25", "dense", "tfidf", "nearest") and name not in self.own_stages}
@@ -1405,7 +1421,7 @@ class Evaluating(Comparing):
         systems = final.read_test(tuple(ks or self.protocol.cuts), oracle, say, limit, self.allowed_mask(allowed, self.data.n_users))
         best = max(self.valid_ndcg, key=self.valid_ndcg.get)
         chosen = {"genre": self.trained.weights.model_dump(), "genre_gan_off": self.gan_off.weights.model_dump(),
-                  "genre, text only": self.trained.text_weights.model_dump(), "first_stage": self.first_name, "zsum(tuned)": self.fusion, "ease_l2": self.l2}
+                  "genre, text only": self.trained.text_weights.model_dump(), "first_stage": self.first_name, "zsum(tuned)": self.fusion, "ease" if self.protocol.collaborative else "text_ease": self.linear}
         seconds = {**self.seconds, "evaluation": time.perf_counter() - start}
         return Report(self.data.name, self.protocol.name, systems, best, {**seconds, "total": sum(seconds.values())},
                       self.config.model_dump(mode="json"), chosen, self.valid_ndcg, str(self.data.protocol))
@@ -1775,7 +1791,7 @@ def write_json(path: Path, value: dict) -> None:
     beside.replace(path)
 
 # %% ../nbs/13_recommender.ipynb #c2d284db
-FORMAT = 1   # of the folder; raised when it changes
+FORMAT = 2   # of the folder; raised when it changes
 
 # %% ../nbs/13_recommender.ipynb #f85682a3
 def save_recommender(recommender: GenreRecommender, folder: Path) -> Path:
@@ -1793,7 +1809,7 @@ def save_recommender(recommender: GenreRecommender, folder: Path) -> Path:
     save_file({**recommender.scorer.state_dict(), "behaviour.log_popularity": recommender.behaviour.log_popularity,
                "behaviour.dislike": recommender.behaviour.dislike}, beside / "scorer.safetensors")
     (beside / "tokenizer.json").write_text(recommender.tokenizer.to_json(), encoding="utf-8")
-    trained, facts = recommender.trained, ("l2", "first_name", "fusion", "text_first_name", "valid_ndcg", "seconds")
+    trained, facts = recommender.trained, ("linear", "first_name", "fusion", "text_first_name", "valid_ndcg", "seconds")
     data = recommender.data
     facts_of_data = {"name": data.name, "protocol": data.protocol, "positive_rating": data.positive_rating,
                      "text_ids": [c for c in ("user_id", "item_id") if data.interactions[c].dtype != "int64"]}

@@ -24,9 +24,9 @@ from .preprocessing import HAN, Analyzer, SubwordTokenizer, chinese_segmenter
 # %% auto #0
 __all__ = ['RETRIEVERS', 'BM25_METHODS', 'WORD_OR_MARK', 'FAKE_KINDS', 'top_k', 'lowest_codes', 'ranks', 'pack', 'unpack',
            'Saved', 'seen', 'check_allowed', 'Retriever', 'Popularity', 'vocabulary_of', 'term_counts', 'unit_rows',
-           'history_weights', 'TextRetriever', 'BM25', 'TFIDF', 'lsa_components', 'encode_texts', 'Dense', 'Generated',
-           'z_scores', 'Fusion', 'surface_words', 'join_words', 'stuffed_listings', 'spliced_listings', 'NGram',
-           'LanguageModel', 'Forger']
+           'history_weights', 'smooth_idf', 'tfidf_rows', 'TextRetriever', 'BM25', 'TFIDF', 'lsa_components',
+           'encode_texts', 'Dense', 'Generated', 'z_scores', 'Fusion', 'surface_words', 'join_words',
+           'stuffed_listings', 'spliced_listings', 'NGram', 'LanguageModel', 'Forger']
 
 # %% ../nbs/09_retrieval.ipynb #686c03aa
 def top_k(
@@ -320,6 +320,23 @@ def history_weights(
     scale = np.divide(1.0, total, out=np.zeros_like(total), where=total > 0)
     return sp.csr_matrix(sp.diags(scale) @ weights, dtype=np.float32)
 
+
+def smooth_idf(
+    counts: sp.csr_matrix,   # (n, V) how often each term occurs in each text
+) -> np.ndarray:             # (V,) float32
+    "log((1 + n) / (1 + texts that hold the term)) + 1."
+    return (np.log((1 + counts.shape[0]) / (1 + counts.getnnz(axis=0))) + 1).astype(np.float32)
+
+
+def tfidf_rows(
+    counts: sp.csr_matrix,   # (n, V) how often each term occurs in each text
+    idf: np.ndarray,         # (V,)
+) -> sp.csr_matrix:          # (n, V) rows of length 1, or 0
+    "(1 + log count) · idf (Salton & Buckley 1988)."
+    weighted = counts.copy()
+    weighted.data = 1 + np.log(weighted.data)
+    return unit_rows(sp.csr_matrix(weighted @ sp.diags(idf)))
+
 # %% ../nbs/09_retrieval.ipynb #d1ffcad0
 class TextRetriever(Retriever):
     """A first stage that reads: the request's text, and the text of the items in its history.
@@ -445,22 +462,16 @@ class TFIDF(TextRetriever):
         self.vocabulary = vocabulary_of(tokens)
         self.codes = {token: i for i, token in enumerate(self.vocabulary)}
         counts = term_counts(tokens, self.codes)
-        self.idf = (np.log((1 + self.n_items) / (1 + counts.getnnz(axis=0))) + 1).astype(np.float32)
-        self.vectors = self._weigh(counts)
+        self.idf = smooth_idf(counts)
+        self.vectors = tfidf_rows(counts, self.idf)
         return self
-
-    def _weigh(self, counts: sp.csr_matrix) -> sp.csr_matrix:
-        "(n, V) rows of length 1: (1 + log count)·idf."
-        weighted = counts.copy()
-        weighted.data = 1 + np.log(weighted.data)
-        return unit_rows(sp.csr_matrix(weighted @ sp.diags(self.idf)))
 
     def encode(
         self,
         texts: Sequence[str],   # n texts
     ) -> sp.csr_matrix:         # (n, V) rows of length 1, or 0
         "TF-IDF vectors of texts in the space of the items."
-        return self._weigh(term_counts(self.tokens(texts), self.codes))
+        return tfidf_rows(term_counts(self.tokens(texts), self.codes), self.idf)
 
     def request_vectors(
         self,
