@@ -21,7 +21,8 @@ from genre_nb.recommender import GenreRecommender
 from genre_nb.simulation import DOMAINS, LANGUAGES, World
 
 METRICS = ("ndcg@10", "precision@10", "recall@10")
-OVER = {"lift_vs_best_baseline": "best baseline", "lift_vs_gan_off": "genre_gan_off", "lift_vs_features_only": "genre_features_only"}
+OVER = {"lift_vs_best_baseline": "best baseline", "lift_vs_gan_off": "genre_gan_off", "lift_vs_features_only": "genre_features_only",
+        "lift_vs_d_shuffled": "genre_d_shuffled", "lift_vs_g_off": "genre_g_off"}
 
 
 def judged(world: World, texts: list[str], asked: list[str]) -> dict[str, float]:

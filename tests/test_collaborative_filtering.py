@@ -2,6 +2,7 @@
 import builtins
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genre_nb.collaborative_filtering import (BPR, EASE, IALS, SPACES, ItemKNN, MultVAE, RP3Beta, SoftmaxMF, Space, TextEASE, UserKNN, annealed,
+from genre_nb.collaborative_filtering import (BPR, EASE, IALS, SPACES, VIEWS, ItemKNN, MultVAE, RP3Beta, SoftmaxMF, Space, TextEASE, UserKNN, annealed,
                                               bpr_loss, ease_weights, fold_in, fusion_space, gaussian_kl, keep_heaviest, keep_largest,
-                                              largest, mirror_lower, multinomial_loss, pool, softmax_loss, time_span, tune_baseline,
-                                              without_target)
+                                              largest, mirror_lower, multinomial_loss, pieces, pool, softmax_loss, text_ease_trials, time_span,
+                                              tune_baseline, without_target)
 from genre_nb.datasets import RecDataset, Requests
 from genre_nb.evaluation import evaluate_lists
+from genre_nb.preprocessing import normalise
 from genre_nb.retrieval import RETRIEVERS, Fusion, Popularity, Retriever
 
 
@@ -97,7 +99,7 @@ def strangers(matrix):
 
 def everything(**fast):
     "One of each, small and quick."
-    return [ItemKNN(), UserKNN(), RP3Beta(), EASE(20.0), TextEASE(20.0), IALS(factors=8, l2=1.0), BPR(factors=8, epochs=10, likes_per_step=64),
+    return [ItemKNN(), UserKNN(), RP3Beta(), EASE(20.0), TextEASE(20.0), TextEASE(20.0, ridge=2.0, views=VIEWS), IALS(factors=8, l2=1.0), BPR(factors=8, epochs=10, likes_per_step=64),
             SoftmaxMF(factors=8, epochs=10, likes_per_step=64), SoftmaxMF(factors=8, epochs=10, negatives=15, likes_per_step=64),
             MultVAE(hidden=32, latent=8, epochs=30, users_per_step=20, learning_rate=0.01)]
 
@@ -221,9 +223,56 @@ def test_text_ease_scores_cold_items_as_the_dense_formula_does():
     assert not stage.scores(Requests.from_texts(["red shoe"], 30)).any()
 
 
+def titled(titles, descriptions, matrix):
+    "A catalogue with titles and descriptions."
+    users, items = np.nonzero(matrix)
+    return RecDataset(pd.DataFrame({"user_id": users, "item_id": items, "split": "train"}),
+                      pd.DataFrame({"item_id": range(len(titles)), "title": titles, "description": descriptions}))
+
+
+def test_views_see_what_they_are_named_after():
+    matrix = (np.random.default_rng(5).random((40, 6)) < 0.5).astype(np.float32)
+    titles = ["Alien 3 (1992)", "Solaris (1972)", "Heat (1992)", "蓝色运动鞋", "白色运动鞋", ""]
+    data = titled(titles, ["wine bar", "bar with wine", "a wine bar", "跑步", "走路", "nothing"], matrix)
+    kernel = {view: (v := TextEASE(views=[view]).read(data).vectors, (v @ v.T).toarray())[1] for view in VIEWS}
+    assert kernel["title pieces"][0, 2] > kernel["title pieces"][0, 1] > -1e-6                     # one year against another
+    assert kernel["title pieces"][3, 4] > 0.5 and not kernel["title pieces"][5].any()              # no dictionary needed; no title, nothing
+    assert kernel["phrases"][0, 2] > kernel["phrases"][0, 1]                                       # the pair "wine bar", not only the words
+    held = TextEASE(views=["title pieces"]).read(data).vectors
+    assert (np.diff(held.tocsc().indptr) >= 2).all()                                               # terms of one item are left out
+    mixed = TextEASE(views=VIEWS).read(data).vectors
+    assert np.allclose((mixed @ mixed.T).toarray(), sum(kernel.values()) / 3, atol=1e-6)
+
+
+def test_pieces_are_those_of_scikit_learn():
+    text = pytest.importorskip("sklearn.feature_extraction.text")
+    wanted = text.CountVectorizer(analyzer="char_wb", ngram_range=(3, 5), strip_accents=None).build_analyzer()
+    for title in ("The Lake of Tears (Deltora Quest, #2)", "a", "", "II", "Œuvre 100 %", "蓝色 运动鞋", "Ｐｌａｙ  Station"):
+        assert Counter(pieces(title)) == Counter(wanted(normalise(title))), title
+
+
+@pytest.mark.parametrize("views", [["words"], ["phrases", "title pieces"], list(VIEWS)])
+def test_trials_score_as_the_stages_do(views):
+    matrix = (np.random.default_rng(5).random((60, 30)) < 0.2).astype(np.float32)
+    matrix[:, [4, 17]] = 0
+    rng = np.random.default_rng(6)
+    titles, texts = ([" ".join(row) for row in rng.choice(["red", "blue", "shoe", "tent", "stove", "warm"], size=(30, n))] for n in (2, 4))
+    data, items = titled(titles, texts, matrix), np.array([17, 2, 4])
+    asked = data.requests()
+    seen = []
+    for options, scores in text_ease_trials(data, asked.history, items, l2_grid=(5.0, 50.0), ridge_grid=(0.5, 2.0), views_grid=(["words"], views)):
+        seen.append(tuple(options.values()))
+        assert np.allclose(scores, TextEASE(**options).fit(data).scores(asked)[:, items], atol=1e-5)
+    assert len(seen) == 8 and {s[:2] for s in seen} == {(l2, ridge) for l2 in (5.0, 50.0) for ridge in (0.5, 2.0)}
+
+
 def test_text_ease_refuses():
     with pytest.raises(ValueError, match="l2 must be above 0"): TextEASE(0)
     with pytest.raises(ValueError, match="ridge must be above 0"): TextEASE(ridge=-1)
+    with pytest.raises(ValueError, match="unknown view 'letters'; choose from 'words', 'phrases', 'title pieces'"): TextEASE(views=["letters"])
+    with pytest.raises(ValueError, match="views must be a list of"): TextEASE(views=[])
+    with pytest.raises(ValueError, match="views must be a list of"): TextEASE(views="words")
+    with pytest.raises(ValueError, match="names one twice"): TextEASE(views=["words", "words"])
     alike = dataset((np.random.default_rng(5).random((60, 30)) < 0.2).astype(np.float32), ["red shoe"] * 30)
     with pytest.raises(ValueError, match="ridge=1e-12: raise ridge"): TextEASE(ridge=1e-12).fit(alike)
 
