@@ -1421,7 +1421,8 @@ class Evaluating(Comparing):
         systems = final.read_test(tuple(ks or self.protocol.cuts), oracle, say, limit, self.allowed_mask(allowed, self.data.n_users))
         best = max(self.valid_ndcg, key=self.valid_ndcg.get)
         chosen = {"genre": self.trained.weights.model_dump(), "genre_gan_off": self.gan_off.weights.model_dump(),
-                  "genre, text only": self.trained.text_weights.model_dump(), "first_stage": self.first_name, "zsum(tuned)": self.fusion, "ease" if self.protocol.collaborative else "text_ease": self.linear}
+                  "genre, text only": self.trained.text_weights.model_dump(), "first_stage": self.first_name, "zsum(tuned)": self.fusion,
+                  **({"ease_l2": self.linear["l2"]} if self.protocol.collaborative else {"text_ease": self.linear})}
         seconds = {**self.seconds, "evaluation": time.perf_counter() - start}
         return Report(self.data.name, self.protocol.name, systems, best, {**seconds, "total": sum(seconds.values())},
                       self.config.model_dump(mode="json"), chosen, self.valid_ndcg, str(self.data.protocol))
