@@ -1439,16 +1439,17 @@ class Evaluating(Comparing):
         return new
 
     def read_test(self, ks: tuple[int, ...], oracle: Callable | None, say: Say, limit: int | None, allowed: Tensor | None = None) -> dict[str, Evaluation]:
-        "1,024 requests at a time, every system on the same ones."
+        "1,024 requests at a time, every system on the same ones; one table for each system's lists, since many small ones between large scores would keep the memory of these."
         question, lists, whole = self.question("test", limit).only(allowed), {}, {}
         width = self.data.n_items if self.protocol.whole else max(ks)
         for start in range(0, len(question), 1024):
             say(f"reading test: {start:,} of {len(question):,} users")
             part = question[slice(start, start + 1024)]
             for name, items in self.systems(part, width, oracle):
-                lists.setdefault(name, []).append(items[:, : max(ks)])
+                items_shown = items[:, : max(ks)]
+                lists.setdefault(name, torch.full((len(question), items_shown.shape[1]), -1))[start : start + 1024] = items_shown
                 if self.protocol.whole: whole.setdefault(name, []).append(whole_ranking(items, part.relevant))
-        return {name: self._judge(torch.cat(parts), pd.concat(whole[name]) if name in whole else None, question, ks) for name, parts in lists.items()}
+        return {name: self._judge(table, pd.concat(whole[name]) if name in whole else None, question, ks) for name, table in lists.items()}
 
 # %% ../nbs/13_recommender.ipynb #8406498e
 def whole_ranking(
