@@ -795,7 +795,7 @@ def pieces(
 def text_view(
     view: str,             # phrases or title pieces
     data: RecDataset,      # its items are read
-    reader: TFIDF,         # its analyser and weights are used
+    reader: TFIDF,         # cuts the texts into words
 ) -> sp.csr_matrix:        # (I, V) rows of length 1, or 0
     "TF-IDF vectors over terms that at least two items have."
     if view == "phrases": terms = [[*words, *map(" ".join, zip(words, words[1:]))] for words in reader.tokens(data.items["text"].tolist())]
@@ -848,12 +848,15 @@ class TextEASE(TFIDF):
         parts = [self.vectors if view == "words" else text_view(view, data, self) for view in self.views]
         self.vectors = sp.csr_matrix(sp.hstack(parts) / np.float32(len(parts) ** 0.5), dtype=np.float32)
         self.likes = data.matrix(*splits)
-        self.known = np.flatnonzero(self.likes.getnnz(axis=0))
         return self
+
+    @property
+    def known(self) -> np.ndarray:   # (n,) codes
+        "Items with likes."
+        return np.flatnonzero(self.likes.getnnz(axis=0))
 
     def _solve(self) -> None:
         "P, from the likes and the texts."
-        self.known = np.flatnonzero(self.likes.getnnz(axis=0))
         self.columns = predicted_columns(ease_weights(self.likes[:, self.known], self.l2), self.vectors, self.known, self.ridge)
 
     @classmethod

@@ -20,12 +20,12 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, ValidationError, field_validator, model_validator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .adversarial import GanConfig, GenreGAN, catalogue_vectors, train_gan
-from .collaborative_filtering import EASE, ItemKNN, RP3Beta, TextEASE, text_ease_trials
+from .collaborative_filtering import EASE, ItemKNN, RP3Beta, TextEASE, check_views, text_ease_trials
 from .datasets import SPLITS, DataError, RecDataset, Requests
 from .discriminator import DISCRIMINATORS, Concordance, fit_listing_judge
 from .encoder import ENCODERS, PseudoInterest, make_condition
@@ -67,7 +67,7 @@ class GenreConfig(BaseModel):
     l2_grid: tuple[PositiveFloat, ...] = Field(default=(100.0, 300.0, 1000.0), min_length=1)   # λ of EASE to choose from on validation
     text_l2_grid: tuple[PositiveFloat, ...] = Field(default=(30.0, 100.0, 300.0, 1000.0), min_length=1)   # under item-cold: λ of TextEASE
     ridge_grid: tuple[PositiveFloat, ...] = Field(default=(1.0, 3.0), min_length=1)   # its ρ
-    views_grid: tuple[tuple[Literal["words", "phrases", "title pieces"], ...], ...] = Field(default=(("words",), ("words", "phrases"), ("words", "phrases", "title pieces")), min_length=1)   # what of a text it compares
+    views_grid: tuple[tuple[str, ...], ...] = Field(default=(("words",), ("words", "phrases"), ("words", "phrases", "title pieces")), min_length=1)   # what of a text it compares
     texts_per_user: int = Field(default=2, ge=1)                  # descriptions written for the match
     temperature: float = Field(default=0.7, gt=0)                 # of these descriptions
     max_history: int = Field(default=50, ge=1)                    # newest likes kept in order
@@ -99,6 +99,10 @@ class GenreConfig(BaseModel):
         text = json.dumps(values, indent=2) if path.suffix == ".json" else yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         path.write_text(text, encoding="utf-8")
         return path
+
+    @field_validator("views_grid")
+    @classmethod
+    def _views_are_known(cls, grid: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]: return tuple(map(check_views, grid))
 
     @model_validator(mode="after")
     def _grids_hold_zero(self) -> GenreConfig:
@@ -903,7 +907,9 @@ class StageFitting(Settings):
 
     def _fit_linear(self, valid: Question) -> dict[str, Retriever]:
         "EASE with the λ that is best on validation; under item-cold TextEASE with the best λ, ρ and views."
-        if not self.protocol.collaborative: return {"text_ease": TextEASE(**self._choose_text_ease(valid)).fit(self.view)}
+        if not self.protocol.collaborative:
+            self.linear = self._choose_text_ease(valid)
+            return {"text_ease": TextEASE(**self.linear).fit(self.view)}
         best = -1.0
         for l2 in self.config.l2_grid:
             stage = EASE(l2).fit(self.view)
@@ -912,15 +918,15 @@ class StageFitting(Settings):
 
     def _choose_text_ease(self, valid: Question) -> dict:   # arguments of `TextEASE`
         "The setting with the best nDCG@10 of validation; among equals the first."
-        items, best = np.flatnonzero(valid.allowed.numpy()), -1.0
+        items, best, chosen = np.flatnonzero(valid.allowed.numpy()), -1.0, {}
         shut = torch.from_numpy((valid.requests.history + valid.closed)[:, items].toarray() > 0)
         for settings, scores in text_ease_trials(self.view, valid.requests.history, items, l2_grid=self.config.text_l2_grid,
                                                  ridge_grid=self.config.ridge_grid, views_grid=self.config.views_grid):
             places, _ = top_k(torch.from_numpy(scores).masked_fill(shut, -torch.inf), 10)
             lists = torch.from_numpy(items)[places.clamp(min=0)].masked_fill(places < 0, -1)
             value = evaluate_lists(lists, valid.relevant, n_items=self.data.n_items, ks=(10,)).mean("ndcg@10")
-            if value > best: best, self.linear = value, settings
-        return self.linear
+            if value > best: best, chosen = value, settings
+        return chosen
 
     def _tune_fusion(self, valid: Question) -> None:
         "Coordinate ascent from the best fixed z-sum or single stage; its value is cross-validated. A stage that closes items by −inf has no z-score, and takes no part."

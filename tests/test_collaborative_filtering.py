@@ -23,11 +23,12 @@ from genre_nb.preprocessing import normalise
 from genre_nb.retrieval import RETRIEVERS, Fusion, Popularity, Retriever
 
 
-def dataset(matrix, texts=None):
+def dataset(matrix, titles=None, descriptions=None):
     "A data set whose training positives are the ones of a matrix."
     user, item = np.nonzero(matrix)
     ticks = pd.DataFrame({"user_id": user, "item_id": item, "split": "train"})
-    return RecDataset(ticks, pd.DataFrame({"item_id": range(matrix.shape[1]), "title": texts or [f"thing {i}" for i in range(matrix.shape[1])]}),
+    n_items = matrix.shape[1]
+    return RecDataset(ticks, pd.DataFrame({"item_id": range(n_items), "title": titles or [f"thing {i}" for i in range(n_items)], "description": descriptions or [""] * n_items}),
                       pd.DataFrame({"user_id": range(matrix.shape[0])}))
 
 
@@ -223,17 +224,10 @@ def test_text_ease_scores_cold_items_as_the_dense_formula_does():
     assert not stage.scores(Requests.from_texts(["red shoe"], 30)).any()
 
 
-def titled(titles, descriptions, matrix):
-    "A catalogue with titles and descriptions."
-    users, items = np.nonzero(matrix)
-    return RecDataset(pd.DataFrame({"user_id": users, "item_id": items, "split": "train"}),
-                      pd.DataFrame({"item_id": range(len(titles)), "title": titles, "description": descriptions}))
-
-
 def test_views_see_what_they_are_named_after():
     matrix = (np.random.default_rng(5).random((40, 6)) < 0.5).astype(np.float32)
     titles = ["Alien 3 (1992)", "Solaris (1972)", "Heat (1992)", "蓝色运动鞋", "白色运动鞋", ""]
-    data = titled(titles, ["wine bar", "bar with wine", "a wine bar", "跑步", "走路", "nothing"], matrix)
+    data = dataset(matrix, titles, ["wine bar", "bar with wine", "a wine bar", "跑步", "走路", "nothing"])
     kernel = {view: (v := TextEASE(views=[view]).read(data).vectors, (v @ v.T).toarray())[1] for view in VIEWS}
     assert kernel["title pieces"][0, 2] > kernel["title pieces"][0, 1] > -1e-6                     # one year against another
     assert kernel["title pieces"][3, 4] > 0.5 and not kernel["title pieces"][5].any()              # no dictionary needed; no title, nothing
@@ -257,7 +251,7 @@ def test_trials_score_as_the_stages_do(views):
     matrix[:, [4, 17]] = 0
     rng = np.random.default_rng(6)
     titles, texts = ([" ".join(row) for row in rng.choice(["red", "blue", "shoe", "tent", "stove", "warm"], size=(30, n))] for n in (2, 4))
-    data, items = titled(titles, texts, matrix), np.array([17, 2, 4])
+    data, items = dataset(matrix, titles, texts), np.array([17, 2, 4])
     asked = data.requests()
     seen = []
     for options, scores in text_ease_trials(data, asked.history, items, l2_grid=(5.0, 50.0), ridge_grid=(0.5, 2.0), views_grid=(["words"], views)):

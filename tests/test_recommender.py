@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from genre_nb.adversarial import GanConfig
+from genre_nb.collaborative_filtering import TextEASE
 from genre_nb.datasets import DataError, RecDataset
 from genre_nb.encoder import ENCODERS, EncoderConfig
 from genre_nb.evaluation import evaluate_lists
@@ -536,6 +537,23 @@ def test_protocols_say_what_is_missing(name, change, message):
     if split: data.interactions["split"] = data.interactions["split"].replace(split)
     with pytest.raises(DataError) as caught: PROTOCOLS[name].prepare(data, 0)
     assert message in str(caught.value)
+
+
+def test_views_of_text_are_checked(tmp_path):
+    for grid, said in (([["words", "letters"]], "unknown view 'letters'; choose from 'words', 'phrases', 'title pieces'"), ([["words", "words"]], "views names one twice"), ([[]], "views must be a list")):
+        (tmp_path / "c.yaml").write_text(json.dumps({"views_grid": grid}), encoding="utf-8")
+        with pytest.raises(ValueError, match=r"c\.yaml: option views_grid: " + said) as error: GenreConfig.from_file(tmp_path / "c.yaml")
+        assert "Tuple" not in str(error.value)
+    assert GenreConfig.from_file(GenreConfig(views_grid=[["title pieces"]]).to_file(tmp_path / "d.yaml")).views_grid == (("title pieces",),)
+
+
+def test_item_cold_chooses_among_the_views_that_it_is_given():
+    fitted = GenreRecommender(config(protocol="item-cold", views_grid=(("words",), ("phrases", "title pieces")), text_l2_grid=(10.0, 100.0), ridge_grid=(2.0,)))
+    fitted.take(small_world(120))
+    valid = fitted.question("valid", fitted.config.rerank.tune_users)
+    chosen = fitted._choose_text_ease(valid)
+    tried = {(l2, views): fitted._ndcg(TextEASE(l2, ridge=2.0, views=views).fit(fitted.view), valid) for l2 in (10.0, 100.0) for views in fitted.config.views_grid}
+    assert chosen["ridge"] == 2.0 and tried[chosen["l2"], chosen["views"]] == pytest.approx(max(tried.values())) and len(set(tried.values())) > 1
 
 
 def test_an_unknown_protocol_is_refused():
