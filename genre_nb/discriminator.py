@@ -20,7 +20,7 @@ from .losses import discriminator_loss
 # %% auto #0
 __all__ = ['DISCRIMINATORS', 'CORRUPTIONS', 'DiscriminatorConfig', 'TextDiscriminator', 'CNNDiscriminator', 'LSTMDiscriminator',
            'TransformerDiscriminator', 'build_discriminator', 'shuffled', 'replaced', 'spliced', 'stuffed', 'corrupt',
-           'lookup', 'Concordance', 'ListingJudge', 'off_the_path', 'fit_listing_judge']
+           'lookup', 'mean_and_spread', 'Concordance', 'ListingJudge', 'off_the_path', 'fit_listing_judge']
 
 # %% ../nbs/06_discriminator.ipynb #67d75e13
 class DiscriminatorConfig(BaseModel):
@@ -232,6 +232,16 @@ def lookup(
     return place, (keys[place] == asked) if len(keys) else np.zeros(asked.shape, dtype=bool)
 
 
+def mean_and_spread(
+    values: np.ndarray,   # (B, T)
+    there: np.ndarray,    # (B, T) bool: which of them count
+) -> tuple[np.ndarray, np.ndarray]:   # (B,) means, (B,) standard deviations; 0 where nothing counts
+    "Of every row."
+    size = there.sum(1).clip(min=1)
+    mean = np.where(there, values, 0).sum(1) / size
+    return mean, np.sqrt((np.where(there, values - mean[:, None], 0) ** 2).sum(1) / size)
+
+
 class Concordance:
     "Which sequences of tokens, and which pairs of words, occur in how many genuine listings."
 
@@ -244,7 +254,7 @@ class Concordance:
         if longest < 1: raise ValueError(f"longest={longest} must be at least 1")
         if not len(ids): raise ValueError("a concordance needs at least one listing")
         self.ids, self.longest, self.n = ids.numpy(), longest, len(ids)
-        self.base = int(self.ids.max()) + 1
+        self.base, self.sizes = int(self.ids.max()) + 1, (self.ids != PAD).sum(1)
         self.keys, self.counts, self.where = [], [], []
         before = np.zeros(self.ids.shape, dtype=np.int64)
         for n in range(1, longest + 1):
@@ -275,25 +285,39 @@ class Concordance:
     @property
     def names(self) -> list[str]:   # F names
         "What `read` returns."
-        per_length = [f"{n} tokens: {what}" for n in range(1, self.longest + 1) for what in ("mean log share", "spread", "share unknown")]
-        return per_length + ["repeated: mean", "repeated: most", "repeated: share", "log length",
-                             "pairs: never met", "pairs: mean PMI", "pairs: lowest PMI", "pairs: expected but never met"]
+        each = lambda lengths, facts: [f"{n} tokens: {what}" for n in lengths if n <= self.longest for what in facts]
+        return [*each(range(1, self.longest + 1), ("mean log share", "spread", "share unknown")),
+                *each((2, 3, 4), ("bond: mean", "bond: spread", "bond: lowest", "bond: lowest tenth", "bond: lowest quarter",
+                                  "expected but new: mean", "expected but new: share", "expected but new: most")),
+                *(f"shared runs: {what}" for what in ("mean", "spread", "shortest", "per token", "longest", "spread of places", "at the end", "at the start", "before the end")),
+                "repeated: mean", "repeated: most", "repeated: share", "log length", "rarest word",
+                *each((1, 2, 3), ("rarity of repeats: mean", "rarity of repeats: most")), "longest repeat", *each((2, 3), ("share of rare ones repeated",)),
+                "pairs: never met", "pairs: mean PMI", "pairs: lowest PMI", "pairs: expected but never met"]
 
     def read(
         self,
         ids: Tensor,                # (B, T) texts
         own: Tensor | None = None,  # (B, S) listings of the concordance to leave out for each text, −1 = none
+        batch_size: int = 256,      # texts that are looked up at once
     ) -> Tensor:                    # (B, F) float32, see `names`
         "Look texts up."
         text = ids.numpy()
         own = np.full((len(text), 1), -1) if own is None else np.sort(own.numpy(), axis=1)
         if own.shape[0] != len(text): raise ValueError(f"own has {own.shape[0]} rows for {len(text)} texts")
         own = np.where(np.pad(own[:, 1:] == own[:, :-1], ((0, 0), (1, 0))), -1, own)            # each listing once
-        left = self.n - (own >= 0).sum(1, keepdims=True)
-        found = self._read_sequences(text, own, left) + self._read_repeats(text) + self._read_pairs(text, own, left[:, 0])
-        return torch.from_numpy(np.stack(found, axis=1)).float()
+        parts = [self._read(text[start : start + batch_size], own[start : start + batch_size]) for start in range(0, len(text), batch_size)]
+        return torch.from_numpy(np.concatenate(parts or [np.zeros((0, len(self.names)))])).float()
 
-    def _read_sequences(self, text: np.ndarray, own: np.ndarray, left: np.ndarray) -> list[np.ndarray]:
+    def _read(self, text: np.ndarray, own: np.ndarray) -> np.ndarray:   # (B, F)
+        taken = own >= 0
+        left = self.n - taken.sum(1, keepdims=True)
+        tokens = self.sizes.sum() - (self.sizes[own] * taken).sum(1, keepdims=True)
+        counts = self.count(text, own)
+        return np.stack(self._read_sequences(counts, left) + self._read_bonds(counts, tokens) + self._read_runs(counts)
+                        + self._read_repeats(text, counts, left) + self._read_pairs(text, own, left[:, 0]), axis=1)
+
+    def count(self, text: np.ndarray, own: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:   # per length: (B, T) listings, (B, T) bool
+        "In how many other listings the sequence that ends at each place occurs, and where there is a sequence at all."
         found, before = [], np.zeros(text.shape, dtype=np.int64)
         for n, (keys, counts, where) in enumerate(zip(self.keys, self.counts, self.where), start=1):
             asked, there = self._sequences(text, before, n)
@@ -302,17 +326,58 @@ class Concordance:
             before, count = np.where(known, place, -1), np.where(known, np.append(counts, 0)[place], 0)
             for column in own.T[:, :, None]:
                 count = count - (known & (column >= 0) & lookup(where, before * self.n + column)[1])
-            log_share = np.log(1000 * count / np.maximum(left, 1) + 0.5) * there
-            size = there.sum(1).clip(min=1)
-            mean = log_share.sum(1) / size
-            spread = np.sqrt((((log_share - mean[:, None]) ** 2) * there).sum(1) / size)
-            found += [mean, spread, ((count == 0) & there).sum(1) / size]
+            found.append((count, there))
         return found
 
-    def _read_repeats(self, text: np.ndarray) -> list[np.ndarray]:
-        length = (text > UNK).sum(1).clip(min=1)
-        again = np.tril((text[:, :, None] == text[:, None, :]) & (text > UNK)[:, :, None], -1).sum(2)
-        return [again.sum(1) / length, again.max(1), (again > 0).sum(1) / length, np.log(length)]
+    def _read_sequences(self, counts: list, left: np.ndarray) -> list[np.ndarray]:
+        found = []
+        for count, there in counts:
+            mean, spread = mean_and_spread(np.log(1000 * count / np.maximum(left, 1) + 0.5), there)
+            found += [mean, spread, ((count == 0) & there).sum(1) / there.sum(1).clip(min=1)]
+        return found
+
+    def _read_bonds(self, counts: list, tokens: np.ndarray) -> list[np.ndarray]:
+        found = []
+        for (count, there), expected in zip(counts[1:4], self.expect(counts, tokens)):
+            bond, new, size = np.log((count + 0.5) / (expected + 0.5)), there & (count == 0), there.sum(1).clip(min=1)
+            ranked = np.sort(np.where(there, bond, np.inf), axis=1)
+            low = [np.where(there.any(1), ranked[np.arange(len(ranked)), (q * (size - 1)).astype(int)], 0) for q in (0, 0.1, 0.25)]
+            found += [*mean_and_spread(bond, there), *low, (np.log1p(expected) * new).sum(1) / size, (new & (expected > 0.5)).sum(1) / size,
+                      np.minimum((expected * new).max(1), 20)]
+        return found
+
+    def expect(self, counts: list, tokens: np.ndarray) -> list[np.ndarray]:   # (B, T) for sequences of 2, 3, 4 tokens
+        "Listings with both shorter sequences, were their ends independent given the middle: count · count / count of the middle."
+        expected = []
+        for n in range(2, min(4, self.longest) + 1):
+            last, first = counts[n - 2][0], np.roll(counts[n - 2][0], 1, axis=1)
+            middle = tokens if n == 2 else np.roll(counts[n - 3][0], 1, axis=1)
+            expected.append(last * first * counts[n - 1][1] / np.maximum(middle, 1))
+        return expected
+
+    def _read_runs(self, counts: list) -> list[np.ndarray]:
+        text, rows = counts[0][1], np.arange(len(counts[0][1]))
+        run = sum(((count > 0) & there).astype(float) for count, there in counts)               # longest known sequence that ends here
+        follows = lambda values: np.pad(values[:, 1:], ((0, 0), (0, 1)))
+        whole, size = text & ((follows(run) <= run) | ~follows(text)), text.sum(1).clip(min=1)   # it does not go on
+        return [*mean_and_spread(run, whole), np.where(whole, run, np.inf).min(1).clip(max=self.longest), whole.sum(1) / size, (run * text).max(1),
+                mean_and_spread(run, text)[1], *(run[rows, np.clip(place, 0, size - 1)] for place in (size - 1, 5, size - 2))]
+
+    def _read_repeats(self, text: np.ndarray, counts: list, left: np.ndarray) -> list[np.ndarray]:
+        word = text > UNK
+        length = word.sum(1).clip(min=1)
+        same = np.triu((text[:, :, None] == text[:, None, :]) & word[:, :, None], 1)            # the same word, earlier and later
+        again, longest, equal, found, shares = same.sum(1), np.zeros(len(text)), same, [], []
+        for n in range(1, 9):
+            longest = np.where(same.any((1, 2)), n, longest)
+            if n <= min(3, self.longest):
+                (count, there), repeated = counts[n - 1], same.any(1)
+                rarity, rare = -np.log((count + 0.5) / (left + 1)) * (there & repeated), there & (count <= 3)
+                found += [rarity.sum(1) / length, rarity.max(1)]
+                if n > 1: shares.append((rare & repeated).sum(1) / rare.sum(1).clip(min=1))
+            same = np.pad(same[:, :-1, :-1], ((0, 0), (1, 0), (1, 0))) & equal                  # one token longer
+        rarest = (-np.log((counts[0][0] + 0.5) / (left + 1)) * word).max(1)
+        return [again.sum(1) / length, again.max(1), (again > 0).sum(1) / length, np.log(length), rarest, *found, longest, *shares]
 
     def _read_pairs(self, text: np.ndarray, own: np.ndarray, left: np.ndarray) -> list[np.ndarray]:
         table = np.zeros((4, len(text)))
@@ -346,11 +411,33 @@ class ListingJudge(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("scale", torch.ones(size))
-        self.nets = nn.ModuleList(nn.Sequential(nn.Linear(size, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, 1)) for _ in range(members))
+        self.register_buffer("axes", torch.eye(size))       # columns: directions in which genuine listings differ
+        self.register_buffer("spread", torch.ones(size))    # how much, along each of them
+        self.nets = nn.ModuleList(nn.Sequential(nn.Linear(size + 1, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, 1)) for _ in range(members))
 
-    def prepare(self, read: Tensor) -> Tensor:
+    def learn_path(
+        self,
+        genuine: Tensor,        # (n, F)
+        ridge: float = 0.1,     # added to every variance, that of a number being 1
+    ) -> ListingJudge:          # itself
+        "Where genuine listings lie: means, spreads, and principal axes."
+        self.mean, self.scale = genuine.mean(0), genuine.std(0).nan_to_num(0.0).clamp(min=0.02)
+        z = self.standard(genuine)
+        variance, self.axes = torch.linalg.eigh(z.T @ z / len(z) + ridge * torch.eye(z.shape[1]))
+        self.spread = variance.sqrt()
+        return self
+
+    def standard(self, read: Tensor) -> Tensor:
         "(B, F) in units of the genuine listings' spread, cut at six."
         return ((read - self.mean) / self.scale).clamp(-6, 6)
+
+    def along(self, read: Tensor) -> Tensor:
+        "(B, F) along the axes, in units of the spread there."
+        return self.standard(read) @ self.axes / self.spread
+
+    def prepare(self, read: Tensor) -> Tensor:
+        "(B, F) → (B, F + 1): standardized, and how far off the path, the logarithm of the mean square along the axes (Mahalanobis 1936)."
+        return torch.cat([self.standard(read), (self.along(read) ** 2).mean(1, keepdim=True).clamp(min=1e-6).log()], dim=1)
 
     def forward(self, read: Tensor) -> Tensor:
         "(B, F) from `Concordance.read` → (B,) raw scores: log-odds of genuine against fake, half and half."
@@ -359,14 +446,16 @@ class ListingJudge(nn.Module):
 
 
 def off_the_path(
-    genuine: Tensor,   # (n, F) genuine listings
-    size: int,         # how many
-    share: float = 0.3,   # of the numbers that are moved
-) -> Tensor:           # (size, F)
-    "Genuine listings with some of their numbers moved by one to five spreads, up or down: a reference around the genuine ones (Steinwart et al. 2005, section 2)."
+    judge: ListingJudge,   # knows the axes
+    genuine: Tensor,       # (n, F) genuine listings
+    size: int,             # how many
+    most: float = 0.5,     # share of the axes that are moved, at most
+) -> Tensor:               # (size, F)
+    "Genuine listings, moved along some of their axes by one to five spreads: a reference around the genuine ones (Steinwart et al. 2005, section 2)."
     some = genuine[torch.randint(len(genuine), (size,))]
-    spread = genuine.std(0).nan_to_num(0.0).clamp(min=0.02) * (1 + 4 * torch.rand(size, 1))
-    return some + (torch.rand(some.shape) < share) * torch.randn(some.shape) * spread
+    moved = torch.rand(some.shape) < 0.05 + (most - 0.05) * torch.rand(size, 1)
+    step = moved * torch.randn(some.shape) * (1 + 4 * torch.rand(size, 1)) * judge.spread
+    return judge.mean + (judge.standard(some) + step @ judge.axes.T) * judge.scale
 
 
 def fit_listing_judge(
@@ -385,17 +474,17 @@ def fit_listing_judge(
     if not fakes or not len(genuine): raise ValueError("a judge of listings learns from genuine ones and from at least one kind of fake: one of them is missing")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if surprises: fakes["off the path"] = off_the_path(genuine, surprises)
-        share = max(1, batch_size // len(fakes))
-        judge = ListingJudge(genuine.shape[1])
-        judge.mean, judge.scale = genuine.mean(0), genuine.std(0).nan_to_num(0.0).clamp(min=0.02)
+        judge = ListingJudge(genuine.shape[1]).learn_path(genuine)
+        if surprises: fakes["off the path"] = off_the_path(judge, genuine, surprises)
+        share, real, tables = max(1, batch_size // len(fakes)), judge.prepare(genuine), [judge.prepare(read) for read in fakes.values()]
+        draw = lambda table, n: table[torch.randint(len(table), (n,))]
         for net in judge.nets:
             optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay)
             schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
             for _ in range(steps):
-                draw = lambda table, n: judge.prepare(table[torch.randint(len(table), (n,))])
-                real, fake = net(draw(genuine, batch_size))[:, 0], net(torch.cat([draw(f, share) for f in fakes.values()]))[:, 0]
+                scores = net(draw(real, batch_size))[:, 0], net(torch.cat([draw(table, share) for table in tables]))[:, 0]
                 optimizer.zero_grad()
-                discriminator_loss(real, fake, w=0.0).backward()
+                discriminator_loss(*scores, w=0.0).backward()
                 optimizer.step(), schedule.step()
     return judge.eval()
+

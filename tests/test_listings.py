@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from genre_nb.adversarial import GanConfig
 from genre_nb.cli import app
-from genre_nb.discriminator import Concordance, ListingJudge, fit_listing_judge
+from genre_nb.discriminator import Concordance, ListingJudge, fit_listing_judge, off_the_path
 from genre_nb.evaluation import auc
 from genre_nb.recommender import (FAKE_KINDS, Contaminated, GenreConfig, GenreRecommender, ListingReport, auc_interval, check_contaminate,
                                   forge_stock, genuine_items, judge_listings)
@@ -51,6 +51,42 @@ def test_left_out_is_as_if_never_known(listings):
     torch.testing.assert_close(index.read(ids[:1], own=torch.tensor([[0, -1]])), without.read(ids[:1]), atol=1e-5, rtol=1e-5)
 
 
+@given(rows, rows)
+@settings(max_examples=25, deadline=None)
+def test_bonds_are_those_counted_by_hand(listings, texts):
+    index, ids = Concordance(padded(listings), longest=4), padded(texts).numpy()
+    held = [[1, *row, 2] for row in listings]
+    count = lambda gram: sum(any(tuple(row[i : i + len(gram)]) == gram for i in range(len(row))) for row in held)
+    tokens = sum(map(len, held))
+    expected = index.expect(index.count(ids, np.full((len(ids), 1), -1)), np.full((len(ids), 1), tokens))
+    for row, text in enumerate(texts):
+        for n, values in zip((2, 3, 4), expected):
+            for end in range(n - 1, len(text) + 2):
+                gram = tuple([1, *text, 2][end - n + 1 : end + 1])
+                wanted = count(gram[:-1]) * count(gram[1:]) / max(count(gram[1:-1]) if n > 2 else tokens, 1)
+                assert values[row, end] == pytest.approx(wanted)
+
+
+@given(rows, rows)
+@settings(max_examples=25, deadline=None)
+def test_runs_and_repeats_are_those_found_by_hand(listings, texts):
+    index = Concordance(padded(listings), longest=3)
+    fact = dict(zip(index.names, index.read(padded(texts)).T.tolist()))
+    grams = lambda row, n: {tuple(row[i : i + n]) for i in range(len(row) - n + 1)}
+    held = {gram for row in listings for n in (1, 2, 3) for gram in grams([1, *row, 2], n)}
+    for row, text in enumerate(texts):
+        assert fact["shared runs: longest"][row] == max((n for n in (1, 2, 3) if grams([1, *text, 2], n) & held), default=0)
+        twice = [n for n in range(1, len(text)) if len(grams(text, n)) < len(text) - n + 1]
+        assert fact["longest repeat"][row] == max(twice, default=0)
+
+
+def test_texts_are_read_alike_in_batches_of_any_size():
+    index, texts = Concordance(padded([[4, 5, 6], [5, 6, 7], [4, 4, 8]])), padded([[4, 5], [6, 6, 6], [9], [5, 6, 7]])
+    own = torch.tensor([[0, 1], [-1, -1], [2, 2], [1, -1]])
+    torch.testing.assert_close(index.read(texts, own, batch_size=1), index.read(texts, own))
+    assert index.read(texts[:0]).shape == (0, len(index.names)) and len(set(index.names)) == len(index.names)
+
+
 def test_words_of_no_listing_are_unknown_and_do_no_harm():
     read = Concordance(padded([[4, 5], [5, 6]]), longest=2).read(padded([[4, 900], [7, 8]]))
     assert read.isfinite().all()
@@ -86,6 +122,26 @@ def test_off_the_path_is_suspicious_where_no_known_fake_went():
         judge = fit_listing_judge(genuine, {"low": fake}, surprises=surprises)
         with torch.no_grad(): areas.append(auc(judge(torch.randn(200, 6)), judge(other)))
     assert areas[0] < 0.3 and areas[1] > 0.7, areas
+
+
+def test_what_ties_the_numbers_together_is_part_of_the_path():
+    torch.manual_seed(0)
+    both = torch.randn(400, 1)
+    genuine = torch.cat([both + 0.2 * torch.randn(400, 2), torch.randn(400, 4)], 1)
+    fake = genuine.clone(); fake[:, 5] -= 4                                # the known fakes keep the first two numbers in step
+    other = genuine.clone(); other[:, 1] = genuine[torch.randperm(400), 1]   # the new kind is usual in every number
+    other = other[(other[:, 0] - other[:, 1]).abs() > 1]                      # but its first two disagree
+    judge = fit_listing_judge(genuine[:200], {"low": fake[:200]})
+    with torch.no_grad(): assert auc(judge(genuine[200:]), judge(other)) > 0.85
+
+
+def test_along_its_axes_the_path_is_round():
+    genuine = torch.randn(300, 4) @ torch.randn(4, 4)
+    judge = ListingJudge(4).learn_path(genuine, ridge=0.0)
+    torch.testing.assert_close(judge.along(genuine).T @ judge.along(genuine) / 300, torch.eye(4), atol=1e-3, rtol=1e-3)
+    moved = off_the_path(judge, genuine, 500)
+    assert moved.shape == (500, 4) and (judge.along(moved) ** 2).mean() > 1.5
+    assert torch.isfinite(ListingJudge(4).learn_path(genuine[:1]).prepare(genuine)).all(), "a single listing has no spread"
 
 
 # the forger
