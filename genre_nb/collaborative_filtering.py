@@ -5,6 +5,7 @@
 # %% ../nbs/10_collaborative_filtering.ipynb #f1b5fadf
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,12 +25,12 @@ from .retrieval import BM25, TFIDF, Dense, Fusion, Popularity, Retriever, smooth
 
 # %% auto #0
 __all__ = ['FACTORS', 'SPACES', 'VIEWS', 'ItemKNN', 'keep_largest', 'largest', 'UserKNN', 'RP3Beta', 'transition', 'EASE',
-           'ease_weights', 'keep_heaviest', 'mirror_lower', 'IALS', 'need_implicit', 'fold_in', 'bpr_loss',
-           'softmax_loss', 'without_target', 'at_least_one', 'descend', 'HistoryFactors', 'score_of', 'pool', 'BPR',
-           'SoftmaxMF', 'multinomial_loss', 'gaussian_kl', 'annealed', 'MultVAE', 'unit_length', 'encode_history',
-           'decode_history', 'Space', 'time_span', 'of_kind', 'ials_for', 'softmax_for', 'decayed_popularity',
-           'recent_popularity', 'tune_baseline', 'fusion_space', 'check_views', 'pieces', 'text_view', 'TextEASE',
-           'kernel_factor', 'predicted_columns', 'text_ease_trials']
+           'user_weights', 'fame_price', 'ease_weights', 'keep_heaviest', 'mirror_lower', 'IALS', 'need_implicit',
+           'fold_in', 'bpr_loss', 'softmax_loss', 'without_target', 'at_least_one', 'descend', 'HistoryFactors',
+           'score_of', 'pool', 'BPR', 'SoftmaxMF', 'multinomial_loss', 'gaussian_kl', 'annealed', 'MultVAE',
+           'unit_length', 'encode_history', 'decode_history', 'Space', 'time_span', 'of_kind', 'ials_for',
+           'softmax_for', 'decayed_popularity', 'recent_popularity', 'tune_baseline', 'fusion_space', 'check_views',
+           'pieces', 'text_view', 'TextEASE', 'kernel_factor', 'predicted_columns', 'text_ease_trials']
 
 # %% ../nbs/10_collaborative_filtering.ipynb #fb7da1b1
 class ItemKNN(Retriever):
@@ -195,51 +196,92 @@ class EASE(Retriever):
     """Embarrassingly shallow autoencoder: the linear item–item model with zero diagonal, in closed form (Steck 2019).
 
     B = argmin ‖X − XB‖² + λ‖B‖² with diag(B) = 0, so B = I − P / diag(P) with P = (XᵀX + λI)⁻¹ (equations 2 to 8).
+    `user_power`, `item_power` and `discount` weigh people, penalties and fame as in section 6 of the lesson (after Park,
+    Yoon, Kim & Lee 2025); at 0 they change nothing.
     Saved are the likes it was fitted on, from which loading computes B again: exact, and small where B is not. With
     `keep`, only the heaviest weights of each item are used and saved, which loads at once but is another model.
     Without a history all scores are 0.
     """
 
-    kind, options = "ease", ("l2", "keep")
+    kind, options = "ease", ("l2", "keep", "user_power", "item_power", "discount")
 
     def __init__(
         self,
         l2: float = 300.0,         # λ: more for sparse data; choose it on validation
         keep: int | None = None,   # weights used per item j, the largest |B_ij|; None: all of them
+        *,
+        user_power: float = 0.0,   # θ: a user with n likes counts (n̄ / n)^θ, n̄ the mean over users
+        item_power: float = 0.0,   # η: the penalty of an item grows with (its weighted likes)^η
+        discount: float = 0.0,     # δ: scores are divided by (likes of the item)^δ
     ):
         if l2 <= 0: raise ValueError(f"l2 must be above 0, got {l2}")
         if keep is not None and keep < 1: raise ValueError(f"keep must be at least 1 or None, got {keep}")
-        self.l2, self.keep = l2, keep
-        self.learned = ("likes",) if keep is None else ("weights",)
+        for name, power in (("user_power", user_power), ("item_power", item_power), ("discount", discount)):
+            if not 0 <= power <= 2: raise ValueError(f"{name} must lie between 0 and 2, got {power}")
+        self.l2, self.keep, self.user_power, self.item_power, self.discount = l2, keep, user_power, item_power, discount
+        self.learned = ("likes",) if keep is None else ("weights", *(["price"] if discount else []))
 
     def fit(self, data, splits=("train",)):
         "One Cholesky factorisation of an I × I matrix, in place: about 4·I² bytes, I³ operations."
         self.likes = data.matrix(*splits)
-        self.weights = ease_weights(self.likes, self.l2)
+        self._solve()
         if self.keep is not None: self.weights = keep_heaviest(self.weights, min(self.keep, data.n_items))
         self.n_items = data.n_items
         return self
 
+    def _solve(self) -> None:
+        self.weights = ease_weights(self.likes, self.l2, self.user_power, self.item_power)
+        self.price = fame_price(self.likes, self.discount)
+
+    def discounted(self, discount: float) -> EASE:
+        "The same weights under another discount of fame; nothing is fitted again. Raises: ValueError with `keep`, which drops the likes."
+        if self.keep is not None: raise ValueError("with keep there are no likes to count: fit anew with this discount")
+        new = copy.copy(self)
+        new.discount, new.price = discount, fame_price(self.likes, discount)
+        return new
+
     @classmethod
     def _restore(cls, arrays, meta, parts):
         new = super()._restore(arrays, meta, parts)
-        if not hasattr(new, "weights"): new.weights = ease_weights(new.likes, new.l2)
+        if not hasattr(new, "weights"): new._solve()
         return new
 
     def scores(self, requests):
-        "(B, I): X B, what the history adds up to."
+        "(B, I): X B, what the history adds up to, at each item's price."
         self.check(requests)
         scores = requests.history @ self.weights
-        return torch.from_numpy(np.asarray(scores.toarray() if sp.issparse(scores) else scores, dtype=np.float32))
+        scores = np.asarray(scores.toarray() if sp.issparse(scores) else scores, dtype=np.float32)
+        return torch.from_numpy(scores * self.price if self.discount else scores)
 
 # %% ../nbs/10_collaborative_filtering.ipynb #c6e96350
-def ease_weights(
+def user_weights(
     matrix: sp.csr_matrix,   # (U, I) positives
-    l2: float,               # λ > 0
-) -> np.ndarray:             # (I, I) float32 with a diagonal of zeros
+    power: float,            # θ ≥ 0
+) -> np.ndarray:             # (U,) float32 (n̄ / n_u)^θ; 1 where there is nothing to weigh
+    "How much each user counts: with θ > 0 those who like everything count less."
+    n = np.diff(matrix.indptr).astype(np.float32)
+    return (n[n > 0].mean() / np.maximum(n, 1)) ** np.float32(power) if n.any() else np.ones(len(n), np.float32)
+
+
+def fame_price(
+    matrix: sp.csr_matrix,   # (U, I) positives
+    discount: float,         # δ ≥ 0
+) -> np.ndarray:             # (I,) float32 n_i^−δ, at least one like assumed
+    "By what scores are multiplied so that fame costs something."
+    return np.maximum(np.asarray(matrix.sum(0), dtype=np.float32).ravel(), 1) ** np.float32(-discount)
+
+
+def ease_weights(
+    matrix: sp.csr_matrix,     # (U, I) positives
+    l2: float,                 # λ > 0
+    user_power: float = 0.0,   # θ, see `user_weights`
+    item_power: float = 0.0,   # η: λ_i = λ ((1 + g_i) / (1 + ḡ))^η, g the weighted likes of the items
+) -> np.ndarray:               # (I, I) float32 with a diagonal of zeros
     "The closed form of EASE through LAPACK's potrf and potri: no plain inverse, one matrix in memory."
-    gram = np.asfortranarray((matrix.T @ matrix).toarray(), dtype=np.float32)
-    gram[np.diag_indices_from(gram)] += np.float32(l2)
+    weighed = sp.diags(user_weights(matrix, user_power)) @ matrix if user_power else matrix
+    gram = np.asfortranarray((matrix.T @ weighed).toarray(), dtype=np.float32)
+    counts = gram.diagonal().copy()
+    gram[np.diag_indices_from(gram)] += np.float32(l2) * ((1 + counts) / (1 + counts.mean())) ** np.float32(item_power)
     factor, failed = scipy.linalg.lapack.spotrf(gram, lower=1, overwrite_a=1)
     if not failed: factor, failed = scipy.linalg.lapack.spotri(factor, lower=1, overwrite_c=1)
     if failed: raise ValueError(f"XᵀX + λI is not positive definite in float32 with l2={l2}: raise l2")
@@ -713,6 +755,7 @@ SPACES: dict[str, Space] = {
     "user_knn": Space(of_kind(UserKNN), {"neighbours": (20, 50, 100, 200, 500), "shrinkage": (0.0, 1.0, 5.0, 10.0, 20.0, 50.0)}),
     "rp3beta": Space(of_kind(RP3Beta), {"alpha": (0.5, 0.75, 1.0, 1.25, 1.5), "beta": (0.0, 0.2, 0.4, 0.6, 0.8), "neighbours": (50, 100, 200, 500)}),
     "ease": Space(of_kind(EASE), {"l2": (1.0, 3.0, 10.0, 30.0, 100.0, 200.0, 300.0, 500.0, 1000.0, 2000.0, 5000.0, 10000.0)}),
+    "ease_weighted": Space(of_kind(EASE), {"l2": (30.0, 100.0, 300.0, 1000.0, 3000.0), "user_power": (0.25, 0.5, 0.75, 1.0), "item_power": (0.0, 0.5, 1.0), "discount": (0.0, 0.1, 0.2, 0.3)}),
     "ials": Space(ials_for, {"factors": (16, 32, 64, 128), "alpha": (1.0, 3.0, 10.0, 30.0), "l2_per_alpha": (1.0, 3.0, 10.0, 30.0)}),
     "bpr": Space(of_kind(BPR), FACTORS),
     "softmax_mf": Space(softmax_for, FACTORS),

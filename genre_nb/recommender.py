@@ -38,17 +38,18 @@ from .retrieval import BM25, FAKE_KINDS, RETRIEVERS, TFIDF, Dense, Forger, Fusio
 
 # %% auto #0
 __all__ = ['Say', 'REGISTRIES', 'FIRST_STAGES', 'TUNED', 'SINGLE_STAGES', 'COLD_STAGES', 'TEXT_STAGES', 'OWN_COLUMNS',
-           'PROTOCOLS', 'NETWORKS', 'RHO', 'FORMAT', 'GenreConfig', 'known_options', 'explain_error', 'register',
-           'source_of', 'blend', 'single_stages', 'stage_names', 'make_stage', 'Nearest', 'TowerPair', 'TowerSettings',
-           'Towers', 'train_towers', 'tower_loss', 'tower_exam', 'Judge', 'condition', 'Writer', 'Match', 'Question',
-           'relabelled', 'with_splits', 'with_usual_context', 'finite_numbers', 'known_by', 'Warm', 'item_folds',
-           'Only', 'draw_cold_items', 'ItemCold', 'UserCold', 'Irgan', 'cross_fit_by', 'Trained', 'check_parts',
-           'Settings', 'StageFitting', 'PlayerFitting', 'WeightFitting', 'Fitting', 'Requesting', 'Retrieving',
-           'Ranking', 'Asking', 'Report', 'plain', 'ShuffledJudge', 'Remembering', 'Comparing', 'Evaluating',
-           'whole_ranking', 'GenreRecommender', 'check_contaminate', 'Stock', 'genuine_items', 'forge_stock',
-           'Contaminated', 'ListingFold', 'auc_interval', 'ListingReport', 'with_interval', 'show_interval',
-           'judge_listings', 'read_fold', 'save_stock', 'load_stock', 'write_json', 'save_recommender', 'remove_tree',
-           'swap_in', 'load_recommender', 'check_given', 'load_data', 'load_stages', 'load_scorer', 'load_players']
+           'PROTOCOLS', 'NETWORKS', 'RHO', 'SUSPICIOUS', 'LISTING_TOKENS', 'FORMAT', 'GenreConfig', 'known_options',
+           'explain_error', 'register', 'source_of', 'blend', 'single_stages', 'stage_names', 'make_stage', 'Nearest',
+           'TowerPair', 'TowerSettings', 'Towers', 'train_towers', 'tower_loss', 'tower_exam', 'Judge', 'condition',
+           'Writer', 'Match', 'Question', 'relabelled', 'with_splits', 'with_usual_context', 'finite_numbers',
+           'known_by', 'Warm', 'item_folds', 'Only', 'draw_cold_items', 'ItemCold', 'UserCold', 'Irgan', 'cross_fit_by',
+           'Trained', 'check_parts', 'Settings', 'StageFitting', 'PlayerFitting', 'WeightFitting', 'Fitting',
+           'Requesting', 'Retrieving', 'Ranking', 'Asking', 'Report', 'plain', 'ShuffledJudge', 'Remembering',
+           'Comparing', 'Evaluating', 'whole_ranking', 'GenreRecommender', 'check_contaminate', 'Stock',
+           'genuine_items', 'forge_stock', 'Contaminated', 'ListingFold', 'auc_interval', 'ListingReport',
+           'with_interval', 'show_interval', 'judge_listings', 'read_fold', 'save_stock', 'load_stock', 'write_json',
+           'save_recommender', 'apart', 'remove_tree', 'swap_in', 'load_recommender', 'check_given', 'load_data',
+           'load_stages', 'load_scorer', 'load_players']
 
 # %% ../nbs/13_recommender.ipynb #8dd65dc5
 Say = Callable[[str], None]   # told in a few words what is being done
@@ -65,6 +66,8 @@ class GenreConfig(BaseModel):
     retrievers: tuple[str, ...] = ()                              # further first stages by their registered names
     fusion_grid: tuple[NonNegativeFloat, ...] = FUSION_GRID       # weights of a stage in `zsum(tuned)` to choose from on validation; (): no such fusion
     l2_grid: tuple[PositiveFloat, ...] = Field(default=(100.0, 300.0, 1000.0), min_length=1)   # λ of EASE to choose from on validation
+    user_power_grid: tuple[NonNegativeFloat, ...] = (0.5, 1.0)    # θ of `ease_weighted` to choose from, beside 0; (): no such stage
+    discount_grid: tuple[NonNegativeFloat, ...] = Field(default=(0.0, 0.1, 0.2, 0.3), min_length=1)   # its δ
     text_l2_grid: tuple[PositiveFloat, ...] = Field(default=(30.0, 100.0, 300.0, 1000.0), min_length=1)   # under item-cold: λ of TextEASE
     ridge_grid: tuple[PositiveFloat, ...] = Field(default=(1.0, 3.0), min_length=1)   # its ρ
     views_grid: tuple[tuple[str, ...], ...] = Field(default=(("words",), ("words", "phrases"), ("words", "phrases", "title pieces")), min_length=1)   # what of a text it compares
@@ -99,6 +102,12 @@ class GenreConfig(BaseModel):
         text = json.dumps(values, indent=2) if path.suffix == ".json" else yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         path.write_text(text, encoding="utf-8")
         return path
+
+    @field_validator("user_power_grid", "discount_grid")
+    @classmethod
+    def _powers_are_small(cls, grid: tuple[float, ...]) -> tuple[float, ...]:
+        if large := [power for power in grid if power > 2]: raise ValueError(f"{large[0]:g} is above 2: powers of EASE lie between 0 and 2")
+        return grid
 
     @field_validator("views_grid")
     @classmethod
@@ -199,6 +208,8 @@ FIRST_STAGES: dict[str, Callable[[Mapping[str, Retriever]], Retriever]] = {   # 
     "zsum(ease+item_knn+dense+popularity)": blend("zsum", ease=1.0, item_knn=1.0, dense=1.0, popularity=0.5),
     "zsum(ease+rp3beta)": blend("zsum", ease=1.0, rp3beta=1.0),
     "zsum(ease+rp3beta+dense/3)": blend("zsum", ease=1.0, rp3beta=1.0, dense=1 / 3),
+    "zsum(ease_weighted+dense)": blend("zsum", ease_weighted=1.0, dense=1.0),
+    "zsum(ease_weighted+dense/3)": blend("zsum", ease_weighted=1.0, dense=1 / 3),
     "rrf(ease+item_knn+dense)": blend("rrf", ease=1.0, item_knn=1.0, dense=1.0),
     "rrf(bm25+dense)": blend("rrf", bm25=1.0, dense=1.0),
     "zsum(towers+tfidf)": blend("zsum", towers=1.0, tfidf=1.0),
@@ -211,7 +222,7 @@ FIRST_STAGES: dict[str, Callable[[Mapping[str, Retriever]], Retriever]] = {   # 
     "zsum(text_ease+towers+tfidf/3)": blend("zsum", text_ease=1.0, towers=1.0, tfidf=1 / 3),
 }
 TUNED = "zsum(tuned)"   # the fusion whose weights validation gives
-SINGLE_STAGES = ("popularity", "recent", "item_knn", "rp3beta", "ease", "bm25", "dense")   # fitted always ("recent" where there are timestamps)
+SINGLE_STAGES = ("popularity", "recent", "item_knn", "rp3beta", "ease", "ease_weighted", "bm25", "dense")   # fitted always ("recent" where there are timestamps)
 COLD_STAGES = ("popularity", "bm25", "dense", "tfidf", "nearest", "towers", "text_ease")   # fitted for items that nobody has seen
 TEXT_STAGES = ("bm25", "dense", "rrf(bm25+dense)")   # those that understand a text without a history
 
@@ -221,17 +232,21 @@ def single_stages(
     l2: float | None,   # of EASE; None: no stage that knows items by their interactions alone
     ready: Mapping[str, Retriever] | None = None,  # stages that are fitted already: those that read no interactions, for instance
     own: Mapping[str, Retriever] | None = None,    # further stages by name; copies of them are fitted
+    weighted: Mapping[str, float] | None = None,   # arguments of a second EASE, `ease_weighted`; None: no such stage
 ) -> dict[str, Retriever]:
     "Every first stage that is no fusion, fitted; always in the same order."
     stages: dict[str, Retriever] = {"popularity": Popularity()}
     if "timestamp" in data.interactions:
         when = data.interactions["timestamp"]
         if span := float(when.max() - when.min()): stages["recent"] = Popularity(half_life=span / 16)
-    if l2 is not None: stages |= {"item_knn": ItemKNN(), "rp3beta": RP3Beta(), "ease": EASE(l2)}
+    if l2 is not None: stages |= {"item_knn": ItemKNN(), "rp3beta": RP3Beta(), "ease": EASE(l2), **({"ease_weighted": EASE(**weighted)} if weighted else {})}
     stages |= copy.deepcopy(dict(own or {})) | {"bm25": BM25(), "dense": Dense()}
     ready = dict(ready or {})
     for name, stage in stages.items():
-        if name not in ready: stage.fit(data)
+        if name in ready: continue
+        if name == "ease_weighted" and weighted == {"l2": l2, "user_power": 0, "item_power": 0, "discount": stage.discount}:
+            stages[name] = {**stages, **ready}["ease"].discounted(stage.discount)   # the same matrix, at another price
+        else: stage.fit(data)
     return stages | ready
 
 
@@ -906,15 +921,30 @@ class StageFitting(Settings):
         self.first = self.stage(self.first_name)
 
     def _fit_linear(self, valid: Question) -> dict[str, Retriever]:
-        "EASE with the λ that is best on validation; under item-cold TextEASE with the best λ, ρ and views."
+        "EASE with the λ that is best on validation, and its weighted form; under item-cold TextEASE with the best λ, ρ and views."
         if not self.protocol.collaborative:
             self.linear = self._choose_text_ease(valid)
             return {"text_ease": TextEASE(**self.linear).fit(self.view)}
+        plain = self._choose_ease(valid)
+        weighted = self._weigh_ease(plain, valid) if self.config.user_power_grid else None
+        self.linear = {"l2": plain.l2, "weighted": weighted and {name: getattr(weighted, name) for name in ("l2", "user_power", "item_power", "discount")}}
+        return {"ease": plain, **({"ease_weighted": weighted} if weighted else {})}
+
+    def _choose_ease(self, valid: Question) -> EASE:
         best = -1.0
         for l2 in self.config.l2_grid:
             stage = EASE(l2).fit(self.view)
-            if (value := self._ndcg(stage, valid)) > best: best, self.linear, found = value, {"l2": l2}, stage
-        return {found.kind: found}
+            if (value := self._ndcg(stage, valid)) > best: best, found = value, stage
+        return found
+
+    def _weigh_ease(self, plain: EASE, valid: Question) -> EASE:
+        "θ and δ of `ease_weighted` at the λ of `ease`; with θ = 0 only δ is its own."
+        best, fitted = -1.0, (EASE(plain.l2, user_power=power, item_power=0.5).fit(self.view) for power in self.config.user_power_grid if power)
+        for stage in itertools.chain([plain], fitted):
+            for discount in self.config.discount_grid:
+                trial = stage.discounted(discount)
+                if (value := self._ndcg(trial, valid)) > best: best, found = value, trial
+        return found
 
     def _choose_text_ease(self, valid: Question) -> dict:   # arguments of `TextEASE`
         "The setting with the best nDCG@10 of validation; among equals the first."
@@ -946,22 +976,26 @@ class StageFitting(Settings):
 
     def _single(self, data: RecDataset, ready: Mapping[str, Retriever]) -> dict[str, Retriever]:
         "Single stages fitted on the `train` rows of `data`."
-        if self.protocol.collaborative: return single_stages(data, self.linear["l2"], ready, self.own_stages)
+        if self.protocol.collaborative: return single_stages(data, self.linear["l2"], ready, self.own_stages, self.linear.get("weighted"))
         return single_stages(data, None, ready, {"towers": Towers(), "text_ease": TextEASE(**self.linear)} | self.own_stages)
 
     def _fit_scorer(self, say: Say) -> None:
+        self.behaviour = Behaviour.fit(self.view, self.stages, own_ratings=self.protocol.rated_open)
+        self.scorer = fit_scorer(self.training_lists(say), self.config.rerank)
+
+    def training_lists(self, say: Say = lambda message: None) -> Lists:
+        "What the scorer learns from: lists of every fold, their features fitted inside the fold."
         text = {name: stage for name, stage in self.stages.items() if name in ("bm25", "dense", "tfidf", "nearest") and name not in self.own_stages}
 
         def fit(fold: RecDataset) -> tuple[Behaviour, Retriever]:
             stages = self._single(fold, text)
             return Behaviour.fit(fold, stages, own_ratings=self.protocol.rated_open), self.stage(self.first_name, stages)
 
-        self.behaviour = Behaviour.fit(self.view, self.stages, own_ratings=self.protocol.rated_open)
         ask = lambda fold, users: fold.requests(users, ("train",), self.config.max_history, self.config.profiles, self.config.context)   # as when serving
         if self.protocol.deal is None: lists = cross_fit(self.view, fit, self.config.rerank, say, ask=ask)
         else: lists = cross_fit_by(self.protocol, self.view, fit, self.config.rerank, say, ask)
         say(f"re-ranker: {len(lists.liked):,} lists")
-        self.scorer = fit_scorer(lists, self.config.rerank)
+        return lists
 
 # %% ../nbs/13_recommender.ipynb #0ae16c17
 class PlayerFitting(StageFitting):
@@ -1428,7 +1462,7 @@ class Evaluating(Comparing):
         best = max(self.valid_ndcg, key=self.valid_ndcg.get)
         chosen = {"genre": self.trained.weights.model_dump(), "genre_gan_off": self.gan_off.weights.model_dump(),
                   "genre, text only": self.trained.text_weights.model_dump(), "first_stage": self.first_name, "zsum(tuned)": self.fusion,
-                  **({"ease_l2": self.linear["l2"]} if self.protocol.collaborative else {"text_ease": self.linear})}
+                  **({"ease_l2": self.linear["l2"], "ease_weighted": self.linear.get("weighted")} if self.protocol.collaborative else {"text_ease": self.linear})}
         seconds = {**self.seconds, "evaluation": time.perf_counter() - start}
         return Report(self.data.name, self.protocol.name, systems, best, {**seconds, "total": sum(seconds.values())},
                       self.config.model_dump(mode="json"), chosen, self.valid_ndcg, str(self.data.protocol))
@@ -1587,6 +1621,8 @@ class Contaminated:
 
 # %% ../nbs/13_recommender.ipynb #eec6c20a
 RHO = (0.0, 0.5, 1.0, 2.0, 4.0)   # weights of log P(genuine) to choose from
+SUSPICIOUS = 0.05                  # share of the genuine listings of the catalogue that the judge suspects: there the odds are even
+LISTING_TOKENS = 256               # of a listing are looked up, at most: the judge of listings reads on where the players stop
 
 
 class ListingFold:
@@ -1598,16 +1634,16 @@ class ListingFold:
         genuine = genuine_items(shop.data, "train")
         row = np.full(shop.n_genuine + 1, -1)                  # item code → row of the concordance; the last one for "none"
         row[genuine] = np.arange(len(genuine))
-        self.tokens = shop.shop.item_tokens()
+        self.tokens = shop.shop.tokenizer.encode(shop.shop.data.items["text"].tolist(), max_length=LISTING_TOKENS)
         self.concordance = Concordance(self.tokens[genuine])
         self.seen = self.concordance.read(self.tokens[genuine], own=torch.arange(len(genuine))[:, None])
         lessons = {kind: self.concordance.read(self._ids(texts), own=torch.from_numpy(row[copied]))
                    for kind, (texts, copied) in stock.train.items() if kind != left_out}
         self.judge = fit_listing_judge(self.seen, lessons, seed=shop.shop.config.seed)
-        self.odds = self._raw(self.concordance.read(self.tokens)) - float(np.log(shop.share))   # (I + fakes,) log-odds of genuine
+        self.odds = self._raw(self.concordance.read(self.tokens)) - self._raw(self.seen).quantile(SUSPICIOUS)   # (I + fakes,)
 
     def _ids(self, texts: list[str]) -> Tensor:
-        return self.shop.shop.tokenizer.encode(texts, max_length=self.tokens.shape[1])
+        return self.shop.shop.tokenizer.encode(texts, max_length=LISTING_TOKENS)
 
     @torch.no_grad()
     def _raw(self, read: Tensor) -> Tensor:
@@ -1812,7 +1848,7 @@ def save_recommender(recommender: GenreRecommender, folder: Path) -> Path:
     for name, stage in recommender.stages.items():
         values, metas[name] = stage.state()
         arrays |= {f"{name}/{key}": torch.from_numpy(np.ascontiguousarray(value)) for key, value in values.items()}
-    save_file(arrays, beside / "stages.safetensors")
+    save_file(apart(arrays), beside / "stages.safetensors")
     save_file({k: v.detach().cpu().clone() for k, v in recommender.trained.gan.state_dict().items()}, beside / "gan.safetensors")
     save_file({**recommender.scorer.state_dict(), "behaviour.log_popularity": recommender.behaviour.log_popularity,
                "behaviour.dislike": recommender.behaviour.dislike}, beside / "scorer.safetensors")
@@ -1827,6 +1863,12 @@ def save_recommender(recommender: GenreRecommender, folder: Path) -> Path:
             "history": plain(trained.gan.rows), "samples": plain(trained.gan.samples_log)}
     (beside / "genre.json").write_text(json.dumps(plain(meta), ensure_ascii=False, indent=1), encoding="utf-8")
     return swap_in(beside, folder)
+
+
+def apart(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    "The same tensors, copied where two of them are one in memory: stages may share what they learned from, files may not."
+    held: set[int] = set()
+    return {name: value.clone() if value.data_ptr() in held else held.add(value.data_ptr()) or value for name, value in arrays.items()}
 
 
 def remove_tree(folder: Path) -> None:

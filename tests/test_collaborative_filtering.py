@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genre_nb.collaborative_filtering import (BPR, EASE, IALS, SPACES, VIEWS, ItemKNN, MultVAE, RP3Beta, SoftmaxMF, Space, TextEASE, UserKNN, annealed,
-                                              bpr_loss, ease_weights, fold_in, fusion_space, gaussian_kl, keep_heaviest, keep_largest,
+                                              bpr_loss, ease_weights, user_weights, fold_in, fusion_space, gaussian_kl, keep_heaviest, keep_largest,
                                               largest, mirror_lower, multinomial_loss, pieces, pool, softmax_loss, text_ease_trials, time_span,
                                               tune_baseline, without_target)
 from genre_nb.datasets import RecDataset, Requests
@@ -197,6 +197,50 @@ def test_keep_heaviest_and_saving_of_ease():
     sizes = [sum(a.nbytes for a in stage.state()[0].values()) for stage in (full, few)]
     assert sizes[0] < 12 * matrix.sum() + 8 * 81 and sizes[1] < 8 * 6 * 40 + 4 * 41 + 100
     with pytest.raises(ValueError, match="keep must be at least 1"): EASE(keep=0)
+
+
+# ---------- EASE with weights for people, penalties for items, a price for fame
+
+@pytest.mark.parametrize("user_power, item_power", [(0.0, 0.0), (0.5, 0.0), (0.0, 0.7), (1.0, 0.5)])
+def test_weighted_ease_is_the_optimum_of_its_objective(user_power, item_power):
+    matrix = (np.random.default_rng(7).random((70, 12)) < 0.3).astype(np.float64)
+    matrix[:, 5] = 0                                                                 # nobody likes it
+    matrix[3] = 0                                                                    # somebody who likes nothing
+    n = matrix.sum(1)
+    weights = np.divide(n[n > 0].mean(), np.maximum(n, 1)) ** user_power
+    assert np.allclose(user_weights(sp.csr_matrix(matrix), user_power), weights, rtol=1e-5)
+    counts = (weights[:, None] * matrix).sum(0)
+    penalty = 4.0 * ((1 + counts) / (1 + counts.mean())) ** item_power
+    ours = ease_weights(sp.csr_matrix(matrix, dtype=np.float32), 4.0, user_power, item_power)
+    for j in range(12):                                                              # a weighted ridge regression on all other items
+        rest = np.delete(np.arange(12), j)
+        X, y = matrix[:, rest], matrix[:, j]
+        direct = np.linalg.solve(X.T @ (weights[:, None] * X) + np.diag(penalty[rest]), X.T @ (weights * y))
+        assert np.allclose(ours[rest, j], direct, atol=1e-4) and ours[j, j] == 0
+    assert not ours[5].any() and not ours[:, 5].any()
+
+
+def test_powers_of_zero_are_plain_ease_to_the_last_bit():
+    data = dataset((np.random.default_rng(3).random((80, 40)) < 0.2).astype(np.float32))
+    plain, same = EASE(5.0).fit(data), EASE(5.0, user_power=0.0, item_power=0.0, discount=0.0).fit(data)
+    assert torch.equal(plain.scores(data.requests()), same.scores(data.requests()))
+
+
+def test_fame_has_its_price_also_after_saving():
+    matrix = (np.random.default_rng(3).random((80, 40)) < 0.2).astype(np.float32)
+    data, likes = dataset(matrix), np.maximum(matrix.sum(0), 1)
+    for keep in (None, 30):
+        free = EASE(5.0, keep=keep, user_power=0.5, item_power=0.5).fit(data)
+        dear = EASE(5.0, keep=keep, user_power=0.5, item_power=0.5, discount=0.4).fit(data)
+        expected = free.scores(data.requests()) * torch.from_numpy(likes ** -0.4).float()
+        assert torch.allclose(dear.scores(data.requests()), expected, atol=1e-6)
+        arrays, meta = dear.state()
+        again = Retriever.from_state(arrays, json.loads(json.dumps(meta)))
+        assert torch.equal(again.scores(data.requests()), dear.scores(data.requests()))
+    assert torch.allclose(EASE(5.0, user_power=0.5, item_power=0.5).fit(data).discounted(0.4).scores(data.requests()), EASE(5.0, user_power=0.5, item_power=0.5, discount=0.4).fit(data).scores(data.requests()))
+    with pytest.raises(ValueError, match="with keep there are no likes"): free.discounted(0.1)
+    for name in ("user_power", "item_power", "discount"):
+        with pytest.raises(ValueError, match=f"{name} must lie between 0 and 2, got -1"): EASE(**{name: -1})
 
 
 def test_ease_reads_states_that_hold_the_whole_table():
@@ -405,7 +449,7 @@ def test_every_space_can_be_tuned():
         assert repeated.best == result.best and repeated.value == result.value
     assert values["ease"] > values["popularity"]
     assert {"popularity", "popularity_decayed", "popularity_recent", "item_knn", "user_knn", "rp3beta", "ease", "ials", "bpr", "softmax_mf",
-            "mult_vae", "bm25", "tfidf", "dense"} == set(SPACES)
+            "mult_vae", "bm25", "tfidf", "dense", "ease_weighted"} == set(SPACES)
 
 
 def test_fusions_are_tuned_without_fitting_again():

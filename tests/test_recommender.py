@@ -1,5 +1,6 @@
 "The whole path on a tiny world: what is asked, what is answered, what is refused, what is on disk."
 
+import copy
 import json
 import os
 import subprocess
@@ -13,13 +14,13 @@ import torch
 from torch import nn
 
 from genre_nb.adversarial import GanConfig
-from genre_nb.collaborative_filtering import TextEASE
+from genre_nb.collaborative_filtering import EASE, TextEASE
 from genre_nb.datasets import DataError, RecDataset
 from genre_nb.encoder import ENCODERS, EncoderConfig
 from genre_nb.evaluation import evaluate_lists
 from genre_nb.generator import LSTMGenerator
 from genre_nb.recommender import (FIRST_STAGES, PROTOCOLS, TUNED, GenreConfig, GenreRecommender, Nearest, Remembering, ShuffledJudge, Towers, blend, item_folds,
-                                  register, stage_names, whole_ranking)
+                                  register, single_stages, stage_names, whole_ranking, with_splits)
 from genre_nb.reranking import RerankConfig
 from genre_nb.retrieval import RETRIEVERS, Dense, Popularity
 from genre_nb.simulation import World
@@ -271,6 +272,43 @@ def test_bad_parts(parts, message):
 def test_a_fusion_is_offered_where_its_members_are():
     names = {"zsum(ease+rp3beta)", "zsum(ease+rp3beta+dense/3)"}
     assert names <= set(stage_names({"ease": None, "rp3beta": None, "dense": None})) and not names & set(stage_names({"ease": None, "dense": None}))
+
+
+def test_ease_with_weights_is_chosen_on_validation(data):
+    fitted = GenreRecommender(config(user_power_grid=(0.5,), discount_grid=(0.0, 0.3)))
+    fitted.take(data)
+    fitted._fit_stages(lambda message: None)
+    chosen, stage = fitted.linear["weighted"], fitted.stages["ease_weighted"]
+    assert chosen["l2"] == fitted.linear["l2"] and chosen["user_power"] in (0, 0.5) and chosen["discount"] in (0, 0.3)
+    assert {name: getattr(stage, name) for name in chosen} == chosen
+    assert fitted.valid_ndcg["ease_weighted"] >= fitted.valid_ndcg["ease"], "θ = δ = 0 is one of the settings"
+    assert "zsum(ease_weighted+dense/3)" in fitted.valid_ndcg
+    without = GenreRecommender(config(user_power_grid=()))
+    without.take(data)
+    without._fit_stages(lambda message: None)
+    assert without.linear["weighted"] is None and "ease_weighted" not in without.stages and without.valid_ndcg["ease"] == fitted.valid_ndcg["ease"]
+    with pytest.raises(ValueError, match="3 is above 2"): GenreConfig(user_power_grid=(3,))
+
+
+def test_a_discount_alone_needs_no_second_matrix(data):
+    data = with_splits(data)
+    weighted = {"l2": 50.0, "user_power": 0.0, "item_power": 0.0, "discount": 0.3}
+    stages = single_stages(data, 50.0, weighted=weighted)
+    asked = data.requests(np.arange(20))
+    assert stages["ease_weighted"].weights is stages["ease"].weights
+    assert torch.equal(stages["ease_weighted"].scores(asked), EASE(**weighted).fit(data).scores(asked))
+    other = single_stages(data, 50.0, weighted=weighted | {"user_power": 0.5})
+    assert torch.equal(other["ease_weighted"].scores(asked), EASE(**weighted | {"user_power": 0.5}).fit(data).scores(asked))
+
+
+def test_stages_that_share_a_matrix_are_saved_apart(data, fitted, tmp_path):
+    shared = copy.copy(fitted)
+    shared.linear = {"l2": 100.0, "weighted": {"l2": 100.0, "user_power": 0.0, "item_power": 0.0, "discount": 0.2}}
+    shared.stages = fitted.stages | {"ease_weighted": fitted.stages["ease"].discounted(0.2)}
+    asked = data.requests(np.arange(10), ())
+    loaded = GenreRecommender.load(shared.save(tmp_path / "m"))
+    assert loaded.linear == shared.linear
+    for name in ("ease", "ease_weighted"): assert torch.equal(loaded.stages[name].scores(asked), shared.stages[name].scores(asked))
 
 
 def test_the_tuned_fusion(data, tmp_path):
