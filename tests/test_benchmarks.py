@@ -1,0 +1,103 @@
+"The scripts that make the tables of the studies, on a tiny world: what is shared, what is resumed, what is summed up."
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from genre_nb.adversarial import GanConfig
+from genre_nb.datasets import RecDataset
+from genre_nb.recommender import GenreConfig
+from genre_nb.reranking import RerankConfig
+from genre_nb.simulation import World
+
+
+def script(name: str):
+    "A file of benchmarks/ as a module."
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def tiny(**more) -> GenreConfig:
+    "Small networks, few steps."
+    gan = GanConfig(pretrain_g_steps=4, pretrain_d_steps=3, play_steps=2, batch_size=16, batch_size_g=8, health_size=16, health_every=100)
+    return GenreConfig(min_frequency=2, vocab_size=400, l2_grid=(100.0,), gan=gan, rerank=RerankConfig(candidates=40, folds=2, seeds=1, steps=20, tune_users=80), **more)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    shop = tmp_path_factory.mktemp("shops") / "shop"
+    World("ecommerce", "en", 100, 100, seed=0).dataset().split_by_time(by="user").to_folder(shop)
+    return shop
+
+
+@pytest.fixture(scope="module")
+def seeds():
+    module = script("seeds")
+    module.GenreConfig = tiny
+    return module
+
+
+def run(module, monkeypatch, *options) -> None:
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, options)])
+    module.main()
+
+
+def test_seeds_share_their_stages_and_are_not_trained_twice(seeds, folder, tmp_path, monkeypatch, capsys):
+    options = ["--data", folder, "--out", tmp_path, "--summary", tmp_path / "seeds.json"]
+    run(seeds, monkeypatch, *options, "--seeds", 2)
+    kept = {file.name: file.read_bytes() for file in (tmp_path / "shop.warm").glob("*.json")}
+    assert set(kept) == {"0.json", "1.json"} and not list((tmp_path / "shop.warm").glob("training*"))
+    found = json.loads((tmp_path / "seeds.json").read_text())["shop.warm"]
+    runs = [json.loads(text) for text in kept.values()]
+    assert found["seeds"] == 2 and found["users"] == len(runs[0]["ndcg@10"]["genre"])
+    assert runs[0]["ndcg@10"]["first_stage"] == runs[1]["ndcg@10"]["first_stage"] and set(found["lifts"]) == {"first_stage", *seeds.PARTS}
+    for over, lift in found["lifts"].items():
+        means = {name: np.mean([run["ndcg@10"][name] for run in runs]) for name in ("genre", over)}
+        assert lift["over_users"]["mean"] == pytest.approx(means["genre"] / means[over] - 1, abs=1e-6) and len(lift["by_seed"]) == 2
+        assert lift["over_seeds"]["low"] <= lift["over_seeds"]["mean"] <= lift["over_seeds"]["high"]
+    (tmp_path / "seeds.json").write_text(json.dumps({"another.warm": {"lifts": {}, "seeds": 0}}))
+    monkeypatch.setattr(seeds.Study, "share", lambda *_: pytest.fail("fitted again"))
+    run(seeds, monkeypatch, *options, "--seeds", 2)                              # all is there
+    assert {file.name: file.read_bytes() for file in (tmp_path / "shop.warm").glob("*.json")} == kept
+    assert set(json.loads((tmp_path / "seeds.json").read_text())) == {"another.warm", "shop.warm"}
+    assert "genre over genre_gan_off: users" in capsys.readouterr().out
+
+
+def test_fewer_users_teach_and_all_are_asked(seeds, folder, tmp_path, monkeypatch):
+    data = RecDataset.from_folder(folder)
+    tenth, third = (seeds.fewer_users(data, share) for share in (0.1, 0.3))
+    who = [set(part.interactions["user"]) for part in (tenth, third)]
+    assert who[0] < who[1] and len(who[0]) <= 10 and tenth.n_users == tenth.matrix("train").shape[0] == 100
+    assert (tenth.matrix("train")[sorted(who[0])] != data.matrix("train")[sorted(who[0])]).nnz == 0
+    run(seeds, monkeypatch, "--data", folder, "--out", tmp_path, "--seeds", 1, "--users", 0.3)
+    run(seeds, monkeypatch, "--data", folder, "--out", tmp_path, "--seeds", 1)
+    asked = [len(json.loads((tmp_path / name / "0.json").read_text())["ndcg@10"]["genre"]) for name in ("shop.warm.0.3", "shop.warm")]
+    assert asked[0] == asked[1]
+
+
+def test_the_dial_has_no_twin(seeds, folder, tmp_path, monkeypatch):
+    run(seeds, monkeypatch, "--data", folder, "--protocol", "item-cold", "--out", tmp_path, "--seeds", 1, "--w", 0, 1, "--summary", tmp_path / "s.json")
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert set(found) == {"shop.item-cold.w0", "shop.item-cold.w1"} and all("genre_gan_off" not in study["lifts"] and study["lifts"]["first_stage"]["over_seeds"] is None for study in found.values())
+
+
+@pytest.mark.parametrize("options, message", [(["--data", "nowhere"], "there is no such folder"), (["--users", "1.5"], "above 0 and at most 1")])
+def test_wrong_options_of_seeds(seeds, folder, tmp_path, monkeypatch, options, message):
+    with pytest.raises(SystemExit, match=message): run(seeds, monkeypatch, "--data", folder, "--out", tmp_path, *options)
+
+
+def test_a_made_up_shop_has_the_size_that_was_asked_for(tmp_path):
+    scale = script("scale")
+    rows = scale.make_shop(tmp_path, users=300, items=90, likes=4000, seed=1)
+    data = RecDataset.from_folder(tmp_path)
+    assert data.n_items == 90 and data.n_users <= 300 and len(data.interactions) == rows <= 4000 and set(data.splits) == {"train", "valid", "test"}
+    shares = data.interactions["split"].value_counts(normalize=True)
+    assert abs(shares["train"] - 0.8) < 0.05 and not data.interactions.duplicated(["user", "item"]).any()
+    likes = pd.Series(np.asarray(data.matrix("train").sum(0)).ravel()).sort_values(ascending=False)
+    assert likes.iloc[:9].sum() > 0.15 * likes.sum(), "fame follows Zipf's law, so a tenth of the items has far more than a tenth of the likes"
