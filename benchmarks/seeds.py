@@ -1,12 +1,12 @@
 """Several trainings of GENRE on one set, its first stages and training lists fitted once: what is a finding, and what one draw?
 
-usage: python benchmarks/seeds.py --data FOLDER [--protocol warm] [--seeds 5] [--w …] [--users 1] --out RUNS [--summary nbs/results/seeds.json]
+usage: python benchmarks/seeds.py --data FOLDER [--protocol warm] [--seeds 5] [--users 1] --out RUNS [--summary nbs/results/seeds.json]
 A seed changes the weights at the start, the batches, and what G writes. Rows, first stages and training lists stay, so that a seed
-costs two trainings (the game, and its twin without) and not the whole fit. `--w 0 0.5 1` also turns D's dial, one training of the game
-for each value and seed (there is no twin then). `--users 0.1` learns from the rows of a tenth of the users only, and asks the same
-users as ever, each with the whole history: how hungry for data is it? RUNS holds a folder for each set, protocol, w and share with one file for each finished seed,
-which is not trained again, and a phase of a training that was interrupted goes on. Test is read once by each training.
-The intervals of the summary: over users (paired bootstrap of each user's mean over seeds), and over seeds (Student's t).
+costs two trainings (the game, and its twin without) and not the whole fit. `--users 0.1` learns from the rows of a tenth of the users
+only, and asks the same users as ever, each with the whole history: how hungry for data is it? (D's dial w over seeds is the business of
+ablations.py.) RUNS holds a folder for each set, protocol and share with one file for each finished seed, which is not trained again; a
+training that was interrupted goes on. Test is read once by each training. The intervals of the summary: over users (paired bootstrap of
+each user's mean over seeds), and over seeds (Student's t).
 """
 import argparse
 import copy
@@ -40,7 +40,8 @@ class Remembered:
     def __getattr__(self, name): return getattr(self.behaviour, name)
 
     def __call__(self, requests: Requests, items: Tensor) -> Tensor:
-        key = requests.users.tobytes() + items.numpy().tobytes()
+        history = requests.history
+        key = b"".join(part.tobytes() for part in (requests.users, history.indptr, history.indices, requests.recent, items.numpy()))
         if key not in self.known: self.known[key] = self.behaviour(requests, items)
         return self.known[key]
 
@@ -55,23 +56,16 @@ def fewer_users(data: RecDataset, share: float, seed: int = 0) -> RecDataset:
 class Study:
     "One set under one protocol: what all seeds share, and what each finds."
 
-    def __init__(self, options: argparse.Namespace, w: float | None):
-        config = GenreConfig(protocol=options.protocol)
-        if w is not None: config = config.model_copy(update={"gan": config.gan.model_copy(update={"w": w})})
-        share = "" if options.users == 1 else f".{options.users:g}"
-        self.name = f"{options.data.resolve().name}.{options.protocol}{'' if w is None else f'.w{w:g}'}{share}"
-        self.w, self.folder, self.options = w, options.out / self.name, options
-        self.shop = GenreRecommender(config.seeded(0))
+    def __init__(self, options: argparse.Namespace):
+        self.name = f"{options.data.resolve().name}.{options.protocol}{'' if options.users == 1 else f'.{options.users:g}'}"
+        self.folder, self.options = options.out / self.name, options
+        self.shop = GenreRecommender(GenreConfig(protocol=options.protocol).seeded(0))
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def say(self, message: str) -> None: print(f"{time.strftime('%H:%M:%S')} {self.name}: {message}", flush=True)
 
-    def share(self, other: "Study | None" = None) -> None:
-        "First stages, training lists and candidates; another study of the same set has them already."
-        if other is not None:
-            for name in ("data", "view", "stages", "linear", "fusion", "valid_ndcg", "first_name", "first", "behaviour", "tokenizer"): setattr(self.shop, name, getattr(other.shop, name))
-            self.lists, self.batches = other.lists, other.batches
-            return
+    def share(self) -> None:
+        "First stages, training lists, tokenizer and the candidates of test: what all seeds have in common."
         self.shop.take(RecDataset.from_folder(self.options.data))
         if self.options.users < 1: self.shop.view = fewer_users(self.shop.view, self.options.users)
         self.say("first stages")
@@ -87,20 +81,16 @@ class Study:
 
     def train(self, seed: int) -> None:
         "Both trainings of a seed, their weights, and one reading of test."
-        file = self.folder / f"{seed}.json"
-        if file.exists(): return
-        start, shop = time.perf_counter(), copy.copy(self.shop)
+        file, start, shop = self.folder / f"{seed}.json", time.perf_counter(), copy.copy(self.shop)
         shop.config = self.shop.config.seeded(seed)
         shop.scorer = fit_scorer(self.lists, shop.config.rerank)
         saved = self.folder / f"training-{seed}"
         self.say(f"seed {seed}: the game")
         shop.trained = shop.train_players(True, checkpoint_dir=saved / "game")
         shop.choose_weights(shop.trained)
-        shop.gan_off = shop.trained
-        if self.w is None:
-            self.say(f"seed {seed}: its twin without the game")
-            shop.gan_off = shop.train_players(False, twin=shop.trained.gan, checkpoint_dir=saved / "twin")
-            shop.choose_weights(shop.gan_off)
+        self.say(f"seed {seed}: its twin without the game")
+        shop.gan_off = shop.train_players(False, twin=shop.trained.gan, checkpoint_dir=saved / "twin")
+        shop.choose_weights(shop.gan_off)
         self.say(f"seed {seed}: reading test")
         values = self.read(shop)
         last = pd.DataFrame(shop.trained.gan.rows).dropna(subset=["auc_match"]).iloc[-1]
@@ -119,23 +109,21 @@ class Study:
         for part, items, scores in self.batches:
             for name, lists in (("first_stage", items), *shop._reranked(part.requests, items, scores)):
                 values.setdefault(name, []).append(ranking_metrics(lists[:, :10], part.relevant, (10,))["ndcg@10"].numpy())
-        return {name: np.concatenate(batches) for name, batches in values.items() if self.w is None or name != "genre_gan_off"}
+        return {name: np.concatenate(batches) for name, batches in values.items()}
 
     def summary(self) -> dict:
         "Means and lifts of `genre`, each with its intervals over users and over seeds."
         runs = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(self.folder.glob("[0-9]*.json"))]
-        if not runs: return {}
         tables = {name: np.array([run["ndcg@10"][name] for run in runs]) for name in runs[0]["ndcg@10"]}   # (seeds, users)
         averaged = {name: Evaluation(pd.DataFrame({"ndcg@10": values.mean(0)}), {}) for name, values in tables.items()}
         lifts = {}
         for over in ("first_stage", *PARTS):
-            if over not in tables: continue
             each = tables["genre"].mean(1) / tables[over].mean(1) - 1
             half = stats.t.ppf(0.975, len(each) - 1) * each.std(ddof=1) / len(each) ** 0.5 if len(each) > 1 else np.nan
             lifts[over] = {"over_users": paired_lift(averaged["genre"], averaged[over]), "by_seed": [round(float(v), 5) for v in each],
                            "over_seeds": {"mean": float(each.mean()), "low": float(each.mean() - half), "high": float(each.mean() + half)} if len(each) > 1 else None}
         return {"seeds": len(runs), "users": tables["genre"].shape[1], "weights": [run["weights"] for run in runs], "auc_match": [run["auc_match"] for run in runs],
-                "seconds": [run["seconds"] for run in runs], "ndcg@10": {name: [round(float(v), 5) for v in values.mean(1)] for name, values in tables.items()}, "lifts": lifts}
+                "ndcg@10": {name: [round(float(v), 5) for v in values.mean(1)] for name, values in tables.items()}, "lifts": lifts}
 
 
 def show(found: dict[str, dict]) -> None:
@@ -152,22 +140,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="a folder with interactions and items")
     parser.add_argument("--protocol", default="warm", choices=("warm", "item-cold"))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--w", type=float, nargs="+", help="values of D's dial; without, the default and its twin")
     parser.add_argument("--users", type=float, default=1.0, help="share of the users that is learned from; all are asked")
     parser.add_argument("--out", type=Path, required=True, help="finished seeds are kept there")
     parser.add_argument("--summary", type=Path, help="write the results there; what it holds of other studies stays")
     options = parser.parse_args()
     if not options.data.is_dir(): sys.exit(f"--data {options.data}: there is no such folder")
+    if options.seeds < 1: sys.exit(f"--seeds {options.seeds}: give at least 1")
     if not 0 < options.users <= 1: sys.exit(f"--users {options.users:g}: give a share above 0 and at most 1")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
-    studies = [Study(options, w) for w in (options.w or [None])]
-    ready = None
-    for study in studies:
-        if any(not (study.folder / f"{seed}.json").exists() for seed in range(options.seeds)):
-            study.share(ready)
-            ready = study
-            for seed in range(options.seeds): study.train(seed)
-    found = {study.name: summary for study in studies if (summary := study.summary())}
+    study = Study(options)
+    missing = [seed for seed in range(options.seeds) if not (study.folder / f"{seed}.json").exists()]
+    if missing: study.share()
+    for seed in missing: study.train(seed)
+    found = {study.name: study.summary()}
     show(found)
     if options.summary:
         if options.summary.exists(): found = json.loads(options.summary.read_text(encoding="utf-8")) | found

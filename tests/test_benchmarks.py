@@ -81,13 +81,7 @@ def test_fewer_users_teach_and_all_are_asked(seeds, folder, tmp_path, monkeypatc
     assert asked[0] == asked[1]
 
 
-def test_the_dial_has_no_twin(seeds, folder, tmp_path, monkeypatch):
-    run(seeds, monkeypatch, "--data", folder, "--protocol", "item-cold", "--out", tmp_path, "--seeds", 1, "--w", 0, 1, "--summary", tmp_path / "s.json")
-    found = json.loads((tmp_path / "s.json").read_text())
-    assert set(found) == {"shop.item-cold.w0", "shop.item-cold.w1"} and all("genre_gan_off" not in study["lifts"] and study["lifts"]["first_stage"]["over_seeds"] is None for study in found.values())
-
-
-@pytest.mark.parametrize("options, message", [(["--data", "nowhere"], "there is no such folder"), (["--users", "1.5"], "above 0 and at most 1")])
+@pytest.mark.parametrize("options, message", [(["--data", "nowhere"], "there is no such folder"), (["--users", "1.5"], "above 0 and at most 1"), (["--seeds", "0"], "at least 1")])
 def test_wrong_options_of_seeds(seeds, folder, tmp_path, monkeypatch, options, message):
     with pytest.raises(SystemExit, match=message): run(seeds, monkeypatch, "--data", folder, "--out", tmp_path, *options)
 
