@@ -13,7 +13,7 @@ from genre_nb.adversarial import GanConfig
 from genre_nb.cli import app
 from genre_nb.discriminator import Concordance, ListingJudge, fit_listing_judge, off_the_path
 from genre_nb.evaluation import auc
-from genre_nb.recommender import (FAKE_KINDS, Contaminated, GenreConfig, GenreRecommender, ListingReport, auc_interval, check_contaminate,
+from genre_nb.recommender import (FAKE_KINDS, SUSPICIOUS, Contaminated, GenreConfig, GenreRecommender, ListingFold, ListingReport, auc_interval, check_contaminate,
                                   forge_stock, genuine_items, judge_listings)
 from genre_nb.reranking import RerankConfig
 from genre_nb.retrieval import Forger, LanguageModel, NGram, join_words, spliced_listings, stuffed_listings, surface_words
@@ -228,6 +228,16 @@ def test_a_fold_opens_its_own_fakes_only(cold, stock):
     asked = shop.question("test", ["ngram"])
     assert asked.relevant.shape[1] == len(shop.shop.data.items) and not asked.relevant[:, shop.n_genuine :].nnz
     assert cold.data.n_items == shop.n_genuine and len(cold.trained.gan.item_tokens) == shop.n_genuine, "the recommender itself is as it was"
+
+
+def test_the_odds_are_even_where_one_genuine_listing_in_twenty_is_more_suspicious(cold, stock):
+    fold = ListingFold(Contaminated(cold, stock, 0.1), stock, "ngram")
+    raw, known = fold._raw(fold.concordance.read(fold.tokens)), fold._raw(fold.seen)
+    even = raw - fold.odds
+    assert torch.allclose(even, even[0], atol=1e-4) and len(raw) == len(fold.shop.shop.data.items)
+    assert abs((known < even[0]).float().mean() - SUSPICIOUS) <= 1.5 / len(known)
+    other = ListingFold(Contaminated(cold, stock, 0.3), stock, "ngram")
+    assert torch.allclose(other.odds[: fold.shop.n_genuine], fold.odds[: fold.shop.n_genuine], atol=1e-4), "nobody has to guess the share of fakes"
 
 
 def test_folds_are_kept_and_not_repeated(cold, stock, tmp_path, monkeypatch):
