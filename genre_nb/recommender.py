@@ -222,7 +222,7 @@ FIRST_STAGES: dict[str, Callable[[Mapping[str, Retriever]], Retriever]] = {   # 
     "zsum(text_ease+towers+tfidf/3)": blend("zsum", text_ease=1.0, towers=1.0, tfidf=1 / 3),
 }
 TUNED = "zsum(tuned)"   # the fusion whose weights validation gives
-SINGLE_STAGES = ("popularity", "recent", "item_knn", "rp3beta", "ease", "ease_weighted", "bm25", "dense")   # fitted always ("recent" where there are timestamps)
+SINGLE_STAGES = ("popularity", "recent", "item_knn", "rp3beta", "ease", "ease_weighted", "bm25", "dense")   # fitted always ("recent" where there are timestamps, "ease_weighted" unless its grid is empty)
 COLD_STAGES = ("popularity", "bm25", "dense", "tfidf", "nearest", "towers", "text_ease")   # fitted for items that nobody has seen
 TEXT_STAGES = ("bm25", "dense", "rrf(bm25+dense)")   # those that understand a text without a history
 
