@@ -21,7 +21,7 @@ from genre_nb.reranking import Weights
 METRICS = ("ndcg@10", "precision@10", "recall@10")
 
 
-def ordered(shop: GenreRecommender, question, weights: Weights, shuffle: bool = False) -> Evaluation:
+def ordered(shop: GenreRecommender, question, weights: Weights, shuffle: bool = False, extra: int = 0) -> Evaluation:
     "What these weights make of the first stage's candidates, 1,024 requests at a time."
     reranker, lists = shop.reranker(), []
     if shuffle: reranker.judge = ShuffledJudge(reranker.judge, shop.config.seed)
@@ -30,6 +30,7 @@ def ordered(shop: GenreRecommender, question, weights: Weights, shuffle: bool = 
     for start in range(0, len(question), 1024):
         part = question[slice(start, start + 1024)]
         items, scores = part.lists(shop.first, min(shop.config.rerank.candidates, shop.data.n_items))
+        items, scores = shop.lengthen(shop.trained, part, items, scores, extra)
         lists.append(reranker.rerank(part.requests, items, scores, weights=weights).items[:, :10])
     return evaluate_lists(torch.cat(lists), question.relevant, n_items=shop.data.n_items, ks=(10,))
 
@@ -42,8 +43,8 @@ def measure(shop: GenreRecommender, w: float) -> dict:
         shop.choose_weights(shop.trained)
     chosen, theory, question = shop.trained.weights, Weights(behaviour=0.0, judge=1.0, match=0.0), shop.question("test")
     systems = {"first stage": ordered(shop, question, Weights(behaviour=0.0)), "first stage + D": ordered(shop, question, theory),
-               "first stage + D shuffled": ordered(shop, question, theory, shuffle=True), "genre": ordered(shop, question, chosen),
-               "genre, D shuffled": ordered(shop, question, chosen, shuffle=True),
+               "first stage + D shuffled": ordered(shop, question, theory, shuffle=True), "genre": ordered(shop, question, chosen, extra=shop.trained.extra),
+               "genre, D shuffled": ordered(shop, question, chosen, shuffle=True, extra=shop.trained.extra),
                "genre, no G": ordered(shop, question, chosen.model_copy(update={"match": 0.0}))}
     last = pd.DataFrame(shop.trained.gan.rows).dropna(subset=["auc_match"]).iloc[-1]
     return {"weights": chosen.model_dump(), "first_stage": shop.first_name, "auc_match": float(last["auc_match"]), "auc_real": float(last["auc_real"]),

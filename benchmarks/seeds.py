@@ -2,7 +2,8 @@
 
 usage: python benchmarks/seeds.py --data FOLDER [--protocol warm] [--seeds 5] [--users 1] --out RUNS [--summary nbs/results/seeds.json]
 A seed changes the weights at the start, the batches, and what G writes. Rows, first stages and training lists stay, so that a seed
-costs two trainings (the game, and its twin without) and not the whole fit. `--users 0.1` learns from the rows of a tenth of the users
+costs two trainings (the game, and its twin without) and not the whole fit. What G writes for some of the test users is counted, too, and
+what it is grounded to: numbers only, no text of the data is kept. `--users 0.1` learns from the rows of a tenth of the users
 only, and asks the same users as ever, each with the whole history: how hungry for data is it? (D's dial w over seeds is the business of
 ablations.py.) RUNS holds a folder for each set, protocol and share with one file for each finished seed, which is not trained again; a
 training that was interrupted goes on. Test is read once by each training. The intervals of the summary: over users (paired bootstrap of
@@ -25,7 +26,8 @@ from scipy import stats
 from torch import Tensor
 
 from genre_nb.datasets import RecDataset, Requests
-from genre_nb.evaluation import Evaluation, paired_lift, ranking_metrics
+from genre_nb.evaluation import Evaluation, distinct_n, paired_lift, ranking_metrics
+from genre_nb.preprocessing import Analyzer
 from genre_nb.recommender import GenreConfig, GenreRecommender, Question, relabelled
 from genre_nb.reranking import Behaviour, Lists, fit_scorer
 
@@ -44,6 +46,31 @@ class Remembered:
         key = b"".join(part.tobytes() for part in (requests.users, history.indptr, history.indices, requests.recent, items.numpy()))
         if key not in self.known: self.known[key] = self.behaviour(requests, items)
         return self.known[key]
+
+
+def facts_of_texts(shop: GenreRecommender, question: Question, size: int = 500) -> dict[str, float]:
+    """What G writes for some users, and the real items nearest to it.
+
+    copied: share of texts that an item has word for word. words_real, words_random: share of a text's words that its nearest item has, and
+    that some other item has. cosine: to the nearest item. liked: share of users who like a nearest item of theirs later; liked_first,
+    liked_popular: the same of as many items from the top of the first stage, and of the most popular ones. distinct_2: of all texts.
+    """
+    some = question[np.sort(np.random.default_rng(31).permutation(len(question))[:size])]
+    texts, rng, words = shop.trained.writer(some.requests), np.random.default_rng(32), Analyzer()
+    flat, n = [text for row in texts for text in row], len(texts[0])
+    stage, shelf = shop.stages["dense"], shop.data.items["text"].tolist()
+    whole = {text.strip() for text in shop.tokenizer.decode(shop.item_tokens())}
+    near = torch.cat([stage.retrieve(Requests.from_texts(flat[start : start + 512], shop.data.n_items), 1)[0] for start in range(0, len(flat), 512)])[:, 0].clamp(min=0)
+    cosines = (torch.from_numpy(stage.encode(flat)) * torch.from_numpy(stage.vectors)[near]).sum(1)
+    said = [set(words(text)) for text in flat]
+    there = lambda items: float(np.mean([len(mine & set(words(shelf[item]))) / len(mine) for mine, item in zip(said, items) if mine]))
+    grounded, _ = some.lists(shop.trained.match.stage, n)
+    popular, _ = some.lists(shop.stages["popularity"], n)
+    first, _ = some.lists(shop.first, n)
+    liked = lambda items: float(ranking_metrics(items, some.relevant, (n,))[f"hit_rate@{n}"].mean())
+    return {"users": len(some), "texts": n, "copied": float(np.mean([text.strip() in whole for text in flat])), "words_real": there(near.tolist()),
+            "words_random": there(rng.integers(shop.data.n_items, size=len(flat))), "cosine": float(cosines.mean()), "liked": liked(grounded),
+            "liked_popular": liked(popular), "liked_first": liked(first), "distinct_2": distinct_n([words(text) for text in flat], 2)}
 
 
 def fewer_users(data: RecDataset, share: float, seed: int = 0) -> RecDataset:
@@ -94,8 +121,8 @@ class Study:
         self.say(f"seed {seed}: reading test")
         values = self.read(shop)
         last = pd.DataFrame(shop.trained.gan.rows).dropna(subset=["auc_match"]).iloc[-1]
-        found = {"weights": shop.trained.weights.model_dump(), "gan_off_weights": shop.gan_off.weights.model_dump(), "auc_match": float(last["auc_match"]),
-                 "seconds": round(time.perf_counter() - start), "ndcg@10": {name: [round(float(v), 5) for v in users] for name, users in values.items()}}
+        found = {"weights": shop.trained.weights.model_dump(), "extra": shop.trained.extra, "gan_off_weights": shop.gan_off.weights.model_dump(), "auc_match": float(last["auc_match"]),
+                 "written": facts_of_texts(shop, shop.question("test")), "seconds": round(time.perf_counter() - start), "ndcg@10": {name: [round(float(v), 5) for v in users] for name, users in values.items()}}
         beside = file.with_suffix(".writing")
         beside.write_text(json.dumps(found), encoding="utf-8")
         beside.replace(file)
@@ -107,7 +134,7 @@ class Study:
         "The first stage, GENRE, and what is left of it without each part."
         values: dict[str, list[np.ndarray]] = {}
         for part, items, scores in self.batches:
-            for name, lists in (("first_stage", items), *shop._reranked(part.requests, items, scores)):
+            for name, lists in (("first_stage", items), *shop._reranked(part, items, scores)):
                 values.setdefault(name, []).append(ranking_metrics(lists[:, :10], part.relevant, (10,))["ndcg@10"].numpy())
         return {name: np.concatenate(batches) for name, batches in values.items()}
 
@@ -123,6 +150,7 @@ class Study:
             lifts[over] = {"over_users": paired_lift(averaged["genre"], averaged[over]), "by_seed": [round(float(v), 5) for v in each],
                            "over_seeds": {"mean": float(each.mean()), "low": float(each.mean() - half), "high": float(each.mean() + half)} if len(each) > 1 else None}
         return {"seeds": len(runs), "users": tables["genre"].shape[1], "weights": [run["weights"] for run in runs], "auc_match": [run["auc_match"] for run in runs],
+                "extra": [run["extra"] for run in runs], "written": {name: round(float(np.mean([run["written"][name] for run in runs])), 4) for name in runs[0]["written"]},
                 "ndcg@10": {name: [round(float(v), 5) for v in values.mean(1)] for name, values in tables.items()}, "lifts": lifts}
 
 

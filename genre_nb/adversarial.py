@@ -98,6 +98,7 @@ class GanConfig(Rules):
     batch_size_g: int = Field(default=48, ge=2)                # how many of them G's likelihood reads
     hide_words: float = Field(default=0.3, ge=0, lt=1)         # share of the words hidden from G while it learns by likelihood
     n_mismatched: int = Field(default=1, ge=1)                 # drawn mismatched items per triple; in-batch ones come free
+    hard_share: float = Field(default=0.25, ge=0, le=1)        # weight of hard negatives among mismatched pairs, where any are given
     optimizer: str = "Adam"                                    # a name in torch.optim
     optimizer_options: dict = Field(default_factory=dict)      # its further arguments
     lr_g: float = Field(default=1e-2, gt=0)                    # G's peak learning rate
@@ -153,6 +154,7 @@ class TripleBatch(NamedTuple):
     mismatched: Tensor   # (B, M) item codes
     known: Tensor        # (B, B + B·M) bool: row i's user is known to like column j of [real, mismatched.flatten()]
     full: Condition      # B rows, all that is known of these users
+    hard: Tensor         # (B, M) bool: drawn from the hard negatives of row i's user
 
 
 def batch_to(batch: TripleBatch, device: torch.device | str) -> TripleBatch:
@@ -231,17 +233,19 @@ class Mismatches:
         m: int,                       # M, how many per user
         rng: np.random.Generator,     # random source
         rounds: int = 8,              # attempts to avoid the user's own items
-    ) -> np.ndarray:                  # (B, M) item codes
+    ) -> tuple[np.ndarray, np.ndarray]:   # (B, M) item codes; (B, M) bool: hard ones
         "M items per user that the user does not like; a row that is still its own after `rounds` stays (and is `known`)."
         items = self._draw(len(users) * m, rng).reshape(len(users), m)
+        hard = np.zeros(items.shape, dtype=bool)
         if self.hard is not None:
             picked = self.hard[users[:, None], rng.integers(self.hard.shape[1], size=items.shape)]
-            items = np.where(picked >= 0, picked, items)
+            hard = picked >= 0
+            items = np.where(hard, picked, items)
         for _ in range(rounds):
             bad = np.asarray(self.own[np.repeat(users, m), items.ravel()]).reshape(items.shape) > 0
             if not bad.any(): break
-            items[bad] = self._draw(int(bad.sum()), rng)
-        return items
+            items[bad], hard[bad] = self._draw(int(bad.sum()), rng), False
+        return items, hard
 
     def _draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
         return np.searchsorted(self.cumulated, rng.random(n) * self.cumulated[-1], side="right")
@@ -388,17 +392,17 @@ def triple_batch(
     rng: np.random.Generator,     # random source
 ) -> TripleBatch:
     "Add mismatched items, and the table of what is no mismatch."
-    wrong = mismatches.draw(users, m, rng)
+    wrong, hard = mismatches.draw(users, m, rng)
     columns = np.concatenate([items, wrong.ravel()])
     known = mismatches.known(users, columns) | (items[:, None] == columns)
-    return TripleBatch(cond, *map(torch.from_numpy, (items, wrong, known)), full)
+    return TripleBatch(cond, *map(torch.from_numpy, (items, wrong, known)), full, torch.from_numpy(hard))
 
 
 def stack_batches(
     batches: Sequence[TripleBatch],   # one or two batches
 ) -> TripleBatch:
     "Batches below each other; across batches nothing is compared, so it counts as `known`."
-    conds, real, wrong, known, _ = zip(*batches)
+    conds, real, wrong, known, _, hard = zip(*batches)
     B, M = sum(map(len, real)), wrong[0].shape[1]
     table, row = torch.ones(B, B * (1 + M), dtype=torch.bool), 0
     for k, r in zip(known, real):
@@ -407,7 +411,7 @@ def stack_batches(
         table[row:row + n, B + row * M:B + (row + n) * M] = k[:, n:]
         row += n
     cond = Condition(*(torch.cat(field) for field in zip(*conds)))
-    return TripleBatch(cond, torch.cat(real), torch.cat(wrong), table, cond)
+    return TripleBatch(cond, torch.cat(real), torch.cat(wrong), table, cond, torch.cat(hard))
 
 # %% ../nbs/08_adversarial.ipynb #97aa5ac5
 class Triples:
@@ -432,11 +436,21 @@ class Triples:
         self.index = np.flatnonzero(~self.new[self.likes.item])      # the likes that the players learn from
         if not len(self.index):
             raise DataError("no liked item is left to learn from", "give more interactions, or set holdout_items=0", file=data.name)
-        self.mismatches = Mismatches(self.likes.matrix, ~self.new, check_hard(hard_negatives, data, self.new))
+        self.hard, self.grounded = check_hard(hard_negatives, data, self.new), None
+        self.mismatches = Mismatches(self.likes.matrix, ~self.new, self.hard)
         self.conditions = Conditions(data, tokenizer, config, with_profile, context)
         self.moments = self.conditions.moments(self.likes, data, context)      # (L, F)
         self.by_item = self.index[np.argsort(self.likes.item[self.index], kind="stable")]
         self.order = lru_cache(2)(lambda epoch: np.random.default_rng([config.seed, 1, epoch]).permutation(self.index))
+
+    def ground(
+        self,
+        hard: np.ndarray,   # (U, N) item codes, −1 = none
+        after: int,         # step t: batches beyond it know them
+    ) -> None:
+        "More hard negatives, of the kind that exist only when G can write: the real items that its texts lead to."
+        more = check_hard(hard, self.data, self.new)
+        self.grounded = after, Mismatches(self.likes.matrix, ~self.new, more if self.hard is None else np.hstack([self.hard, more]))
 
     def evenly(
         self,
@@ -465,7 +479,8 @@ class Triples:
         users, items = self.likes.user[picked], self.likes.item[picked]
         history = self.likes.before(picked, self.config.max_history, rng)
         cond, full = (self.conditions(users, items, history, rng, who, self.moments[picked]) for who in (asked, None))
-        return triple_batch(cond, full, users, items, self.mismatches, self.config.n_mismatched, rng)
+        mismatches = self.grounded[1] if self.grounded and step > self.grounded[0] else self.mismatches
+        return triple_batch(cond, full, users, items, mismatches, self.config.n_mismatched, rng)
 
     def held_out(
         self,
@@ -769,7 +784,11 @@ class JudgeGame(Players):
             negatives.append(D.score(u[:n_spoiled], D.encode_text(self.spoil(ids[:n_spoiled]))))
         negatives = torch.cat(negatives) if negatives else None
         w = 1.0 if negatives is None else self.config.w
-        loss = discriminator_loss(real, negatives, mismatched, w=w, kind=self.config.loss, label_smoothing=self.config.label_smoothing)
+        against = lambda pairs: discriminator_loss(real, negatives, pairs, w=w, kind=self.config.loss, label_smoothing=self.config.label_smoothing)
+        loss = against(mismatched)
+        if self.config.hard_share and batch.hard.any():
+            rows, which = batch.hard.nonzero(as_tuple=True)
+            loss = (1 - self.config.hard_share) * loss + self.config.hard_share * against(scores[:, rows, B + rows * batch.hard.shape[1] + which].flatten())
         return loss, {"loss_d": loss.detach()}
 
 # %% ../nbs/08_adversarial.ipynb #8d1d7d34
@@ -1008,6 +1027,8 @@ class GameRecord(Game):
         self.since: dict[str, tuple] = {}     # sum and count of what happened since the last check
         self.play_start: dict | None = None   # the health check at the start of play
         self.pretrained: dict | None = None   # everything as it stood after `pretrain_g`: a twin may start from there
+        self.ground: Callable[[Players], np.ndarray] | None = None   # asked once, when G can write: (U, N) hard negatives
+        self.grounded: tuple[int, Tensor] | None = None              # what it answered, and the step from which on it counts
 
     @property
     def history(self) -> pd.DataFrame:   # one row per health check
@@ -1029,7 +1050,7 @@ class GameRecord(Game):
         checkpoint["genre_gan"] = {
             "config": self.config.model_dump_json(), "vocab_size": self.vocab_size, "clock": self.clock.state(),
             "best": self.best.state(), "rows": self.rows, "samples": self.samples_log, "since": self.since,
-            "play_start": self.play_start, "reference": self.reference and [m.state_dict() for m in self.reference]}
+            "play_start": self.play_start, "reference": self.reference and [m.state_dict() for m in self.reference], "grounded": self.grounded}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         "Counters, best state and reference; Lightning brings back weights and optimizers."
@@ -1041,7 +1062,7 @@ class GameRecord(Game):
         self.clock.load(saved["clock"])
         self.best.load(saved["best"])
         self.rows, self.samples_log, self.since = saved["rows"], saved["samples"], saved["since"]
-        self.play_start = saved["play_start"]
+        self.play_start, self.grounded = saved["play_start"], saved.get("grounded")
         if saved["reference"]:
             self.freeze_reference()
             for module, state in zip(self.reference, saved["reference"]): module.load_state_dict(state)
@@ -1089,7 +1110,7 @@ class GameWatch(GameRecord):
         "Keep what the first phase has learned; nothing in it depends on `adversarial`."
         self.pretrained = {"config": self.config, "weights": {k: v.detach().cpu().clone() for k, v in self.state_dict().items()},
                            "optimizer": copy.deepcopy(self.optimizers()[0].optimizer.state_dict()), "clock": dict(self.clock.state()),
-                           "rows": list(self.rows), "samples": list(self.samples_log)}
+                           "rows": list(self.rows), "samples": list(self.samples_log), "grounded": self.grounded}
 
     def start_from(self, twin: GameRecord) -> None:
         "Take over the first phase of a twin that differs in `adversarial` at most. Raises ValueError for another configuration."
@@ -1098,7 +1119,11 @@ class GameWatch(GameRecord):
             raise ValueError("a twin may differ in `adversarial` only: give the same configuration, or train without `twin`")
         self.load_state_dict(past["weights"])
         self.clock.load(dict(past["clock"]))
-        self.rows, self.samples_log, self.pretrained = list(past["rows"]), list(past["samples"]), past
+        self.rows, self.samples_log, self.grounded, self.pretrained = list(past["rows"]), list(past["samples"]), past["grounded"], past
+
+    def hand_over(self) -> None:
+        "The batches learn what G's texts led to."
+        if self.grounded is not None: self.trainer.datamodule.triples.ground(self.grounded[1].numpy(), self.grounded[0])
 
     def copy_players(self) -> dict[str, Tensor]:
         "The weights that this phase trains."
@@ -1117,7 +1142,11 @@ class GameWatch(GameRecord):
         if self.best.weights: self.load_state_dict(self.best.weights, strict=False)
         self.best.weights, ended = {}, self.clock.phase
         self.clock.next_phase()
-        if ended == "pretrain_g": self.remember()
+        if ended == "pretrain_g":
+            if self.ground is not None:
+                self.grounded = self.clock.step, torch.from_numpy(np.asarray(self.ground(self)))
+                self.hand_over()
+            self.remember()
         if self.clock.done: self.trainer.should_stop = True
 
 # %% ../nbs/08_adversarial.ipynb #6231181d
@@ -1138,6 +1167,7 @@ class GenreGAN(GameWatch):
         batch, new = triples.held_out()
         self.held = batch_to(batch, self.device), new.to(self.device)
         if not self.rows: self.check()
+        self.hand_over()
 
     def on_train_start(self) -> None:
         if self.pretrained and self.clock.state() == self.pretrained["clock"]:   # a twin goes on with the same moments
@@ -1312,6 +1342,7 @@ def train_gan(
     checkpoint_dir: str | Path | None = None,   # write, and resume from, `last.ckpt` there
     trainer: dict | None = None,             # arguments of `make_trainer`
     twin: GenreGAN | None = None,            # trained before and different in `adversarial` only: its first phase is taken over, not repeated
+    ground: Callable[[Players], np.ndarray] | None = None,   # called with the pair once G can write → (U, N) further hard negatives, −1 = none
     **options,                               # arguments of `Triples`: splits, pairs, hard_negatives, with_profile, context
 ) -> GenreGAN:
     "Trains both players in all phases. Raises KeyboardInterrupt after Ctrl-C, with `last.ckpt` written."
@@ -1323,6 +1354,7 @@ def train_gan(
     if token_vectors is not None: gan.set_token_embeddings(token_vectors)
     gan.set_context_scale(module.triples.moments)
     if interests: gan.watch(interests, tokenizer)
+    gan.ground = ground
     last = Path(checkpoint_dir) / "last.ckpt" if checkpoint_dir else None
     if twin is not None and twin.pretrained and not (last and last.exists()): gan.start_from(twin)
     with quiet_lightning():

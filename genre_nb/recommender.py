@@ -32,8 +32,8 @@ from .encoder import ENCODERS, PseudoInterest, make_condition
 from .evaluation import Evaluation, auc, bootstrap_means, comparison_table, evaluate_lists, paired_lift, plot_comparison, ranking_metrics
 from .generator import GENERATORS
 from .preprocessing import Analyzer, SubwordTokenizer
-from .reranking import (FUSION_GRID, Behaviour, Lists, Reranked, Reranker, RerankConfig, Scorer, Weights, barred, candidates_of, combine,
-                                cross_fit, diversify, fit_scorer, folds, opinions_of, training_lists, tune_fusion, tune_weights)
+from .reranking import (FUSION_GRID, Behaviour, Lists, Reranked, Reranker, RerankConfig, Scorer, Weights, barred, candidates_of, clearly_better, combine,
+                                cross_fit, diversify, fit_scorer, folds, followed_by, just_below, lengthened, opinions_of, training_lists, tune_fusion, tune_weights)
 from .retrieval import BM25, FAKE_KINDS, RETRIEVERS, TFIDF, Dense, Forger, Fusion, Generated, Popularity, Retriever, top_k
 
 # %% auto #0
@@ -41,15 +41,15 @@ __all__ = ['Say', 'REGISTRIES', 'FIRST_STAGES', 'TUNED', 'SINGLE_STAGES', 'COLD_
            'PROTOCOLS', 'NETWORKS', 'RHO', 'SUSPICIOUS', 'LISTING_TOKENS', 'FORMAT', 'GenreConfig', 'known_options',
            'explain_error', 'register', 'source_of', 'blend', 'single_stages', 'stage_names', 'make_stage', 'Nearest',
            'TowerPair', 'TowerSettings', 'Towers', 'train_towers', 'tower_loss', 'tower_exam', 'Judge', 'condition',
-           'Writer', 'Match', 'Question', 'relabelled', 'with_splits', 'with_usual_context', 'finite_numbers',
-           'known_by', 'Warm', 'item_folds', 'Only', 'draw_cold_items', 'ItemCold', 'UserCold', 'Irgan', 'cross_fit_by',
-           'Trained', 'check_parts', 'Settings', 'StageFitting', 'PlayerFitting', 'WeightFitting', 'Fitting',
-           'Requesting', 'Retrieving', 'Ranking', 'Asking', 'Report', 'plain', 'ShuffledJudge', 'Remembering',
-           'Comparing', 'Evaluating', 'whole_ranking', 'GenreRecommender', 'check_contaminate', 'Stock',
-           'genuine_items', 'forge_stock', 'Contaminated', 'ListingFold', 'auc_interval', 'ListingReport',
-           'with_interval', 'show_interval', 'judge_listings', 'read_fold', 'save_stock', 'load_stock', 'write_json',
-           'save_recommender', 'apart', 'remove_tree', 'swap_in', 'load_recommender', 'check_given', 'load_data',
-           'load_stages', 'load_scorer', 'load_players']
+           'Writer', 'fingerprint', 'Match', 'Question', 'relabelled', 'with_splits', 'with_usual_context',
+           'finite_numbers', 'known_by', 'Warm', 'item_folds', 'Only', 'draw_cold_items', 'ItemCold', 'UserCold',
+           'Irgan', 'cross_fit_by', 'Trained', 'check_parts', 'Settings', 'StageFitting', 'PlayerFitting',
+           'WeightFitting', 'Fitting', 'Requesting', 'Retrieving', 'Ranking', 'Asking', 'Report', 'plain',
+           'ShuffledJudge', 'Remembering', 'Variant', 'Comparing', 'Evaluating', 'whole_ranking', 'GenreRecommender',
+           'check_contaminate', 'Stock', 'genuine_items', 'forge_stock', 'Contaminated', 'ListingFold', 'auc_interval',
+           'ListingReport', 'with_interval', 'show_interval', 'judge_listings', 'read_fold', 'save_stock', 'load_stock',
+           'write_json', 'save_recommender', 'apart', 'remove_tree', 'swap_in', 'load_recommender', 'check_given',
+           'load_data', 'load_stages', 'load_scorer', 'load_players']
 
 # %% ../nbs/13_recommender.ipynb #8dd65dc5
 Say = Callable[[str], None]   # told in a few words what is being done
@@ -72,6 +72,7 @@ class GenreConfig(BaseModel):
     ridge_grid: tuple[PositiveFloat, ...] = Field(default=(1.0, 3.0), min_length=1)   # its ρ
     views_grid: tuple[tuple[str, ...], ...] = Field(default=(("words",), ("words", "phrases"), ("words", "phrases", "title pieces")), min_length=1)   # what of a text it compares
     texts_per_user: int = Field(default=2, ge=1)                  # descriptions written for the match
+    hard_negatives: int = Field(default=0, ge=0)                  # of each user, from below the first stage's top, and as many near what G writes; 0: none
     temperature: float = Field(default=0.7, gt=0)                 # of these descriptions
     max_history: int = Field(default=50, ge=1)                    # newest likes kept in order
     context: tuple[str, ...] = ()                                 # numeric columns of users (facts about them) or of interactions (facts about the moment) that enter u
@@ -504,7 +505,7 @@ class Writer:
     "G's descriptions for requests, the same for the same batch of requests."
 
     def __init__(self, gan: GenreGAN, tokenizer: SubwordTokenizer, n: int = 2, temperature: float = 0.7, seed: int = 0):
-        self.gan, self.tokenizer, self.n, self.temperature, self.seed = gan, tokenizer, n, temperature, seed
+        self.gan, self.tokenizer, self.n, self.temperature, self.seed, self.said = gan, tokenizer, n, temperature, seed, {}
 
     def ids(self, requests: Requests, n: int | None = None) -> Tensor:   # (B, n, T)
         "Token ids; sampling does not disturb anyone else's random numbers."
@@ -513,10 +514,20 @@ class Writer:
             return self.gan.generate(condition(requests, self.tokenizer, self.gan.config), n or self.n, temperature=self.temperature).cpu()
 
     def __call__(self, requests: Requests, n: int | None = None) -> list[list[str]]:   # B lists of n texts
-        "Texts."
-        ids = self.ids(requests, n)
-        texts = self.tokenizer.decode(ids.flatten(0, 1))
-        return [texts[i : i + ids.shape[1]] for i in range(0, len(texts), ids.shape[1])]
+        "Texts; what was written last is remembered."
+        asked = fingerprint(requests), n or self.n
+        if asked not in self.said:
+            if len(self.said) >= 64: self.said.clear()
+            ids = self.ids(requests, n)
+            texts = self.tokenizer.decode(ids.flatten(0, 1))
+            self.said[asked] = [texts[i : i + ids.shape[1]] for i in range(0, len(texts), ids.shape[1])]
+        return self.said[asked]
+
+
+def fingerprint(requests: Requests) -> tuple:
+    "Equal for equal requests."
+    history = requests.history
+    return tuple(part.tobytes() for part in (history.indptr, history.indices, history.data, requests.recent, requests.users, requests.context)) + tuple(requests.texts)
 
 # %% ../nbs/13_recommender.ipynb #c99c441c
 class Match:
@@ -833,6 +844,7 @@ class Trained:
         self.writer = Writer(gan, tokenizer, config.texts_per_user, config.temperature, config.seed)
         self.match = Match(self.writer, text_stage)
         self.weights, self.text_weights = Weights(), Weights(behaviour=0.0)
+        self.extra, self.text_extra = 0, 0   # candidates that come from what G writes, beside those of the first stage
 
 # %% ../nbs/13_recommender.ipynb #56baff88
 NETWORKS = ("encoder_g", "generator", "encoder_d", "discriminator")
@@ -1015,10 +1027,28 @@ class PlayerFitting(StageFitting):
         tokens = self.item_tokens()
         vectors = catalogue_vectors(tokens, len(self.tokenizer), config.generator.embed, self.view.matrix("train"), seed=config.seed)
         same = {config.encoder.embed, config.generator.embed, config.discriminator.embed} == {config.generator.embed}
+        if self.config.hard_negatives and config.hard_share: options |= self._hard_negatives()
         gan = train_gan(self.view, self.tokenizer, config, adversarial=adversarial, with_profile=self.config.profiles, context=self.config.context,
                         token_vectors=vectors if same and not self.networks else None,
                         parts=copy.deepcopy(self.networks) or None, **options)
         return Trained(gan, self.tokenizer, self.stages["dense"], self.config)
+
+    def _hard_negatives(self, users: int = 5000) -> dict[str, Any]:   # options of `train_gan`
+        "What the first stage ranks high, but not highest, and later the real items nearest to what G writes; for some thousand users, that is enough."
+        n, rng = self.config.hard_negatives, np.random.default_rng([self.config.seed, 23])
+        some = np.sort(rng.permutation(np.flatnonzero(np.diff(self.view.matrix("train").indptr)))[:users])
+
+        def table(found: Callable[[Requests], np.ndarray]) -> np.ndarray:   # (U, n) item codes, −1 = none
+            hard = np.full((self.data.n_users, n), -1)
+            for part in np.array_split(some, -(-len(some) // 256)):
+                hard[part] = found(self.view.requests(part, ("train",), self.config.max_history, self.config.profiles, self.config.context))
+            return hard
+
+        def near(gan: GenreGAN) -> np.ndarray:
+            writer = Writer(gan, self.tokenizer, self.config.texts_per_user, self.config.temperature, self.config.seed)
+            return table(lambda asks: Generated(writer, self.stages["dense"]).retrieve(asks, n)[0].numpy())
+
+        return {"hard_negatives": table(lambda asks: just_below(self.first, asks, n, rng)), "ground": near}
 
     def _fit_gan(self, say: Say) -> None:
         self.trained = self.train_players(self.config.gan.adversarial, interests=self.interests, progress=self.progress,
@@ -1039,14 +1069,33 @@ class WeightFitting(PlayerFitting):
         "β, λ and γ on validation: with histories, and for interest texts alone."
         reranker, limit = self.reranker(trained), self.config.rerank.tune_users
         question = self.question("valid", limit)
-        trained.weights, trained.trials = self._tune(reranker, self.first, question)
+        trained.weights, trained.extra, trained.trials = self._tune(trained, reranker, self.first, question)
         bare = self.text_question(question, max(1, limit // 2))
         reranker.scorer = None
-        trained.text_weights, trained.text_trials = self._tune(reranker, self.stage("rrf(bm25+dense)"), bare)
+        trained.text_weights, trained.text_extra, trained.text_trials = self._tune(trained, reranker, self.stage("rrf(bm25+dense)"), bare)
 
-    def _tune(self, reranker: Reranker, first: Retriever, question: Question) -> tuple[Weights, pd.DataFrame]:
-        items, scores = question.lists(first, min(self.config.rerank.candidates, self.data.n_items))
-        return tune_weights(reranker, question.requests, items, scores, question.relevant)
+    def _tune(self, trained: Trained, reranker: Reranker, first: Retriever, question: Question) -> tuple[Weights, int, pd.DataFrame]:
+        "Weights, how many candidates G's texts add (more of them must be clearly better), and every trial."
+        lists, best, tables = question.lists(first, min(self.config.rerank.candidates, self.data.n_items)), None, []
+        for extra in sorted({0, *self.config.rerank.generated_grid}):
+            items, scores = self.lengthen(trained, question, *lists, extra)
+            if extra and items.shape == lists[0].shape: continue
+            parts = reranker.parts(question.requests, items, scores)
+            weights, trials = tune_weights(reranker, question.requests, items, scores, question.relevant, parts=parts)
+            ranked = reranker.rerank(question.requests, items, scores, weights=weights, parts=parts).items[:, :10]
+            values = ranking_metrics(ranked, question.relevant, (10,))["ndcg@10"]
+            if best is None or clearly_better(values, best[2]): best = weights, extra, values
+            tables.append(trials.assign(generated=extra))
+        return *best[:2], pd.concat(tables, ignore_index=True)
+
+    def lengthen(self, trained: Trained, question: Question, items: Tensor, scores: Tensor, extra: int) -> tuple[Tensor, Tensor]:   # (B, ≤ C + extra) each
+        "Candidates, and `extra` more to which G's texts lead; the same where nothing is left to add."
+        if not extra or items.shape[1] >= self.data.n_items: return items, scores
+        parts = []
+        for rows in (slice(start, start + 256) for start in range(0, len(question), 256)):   # as the match asks: G writes once
+            further, _ = question[rows].lists(trained.match.stage, min(items.shape[1] + extra, self.data.n_items))
+            parts.append(lengthened(items[rows], scores[rows], further, extra))
+        return tuple(map(torch.cat, zip(*parts)))
 
     def text_question(self, question: Question, limit: int) -> Question:
         "The same users as strangers: an interest invented from the titles they liked, and no history."
@@ -1178,7 +1227,18 @@ class Retrieving(Requesting):
         fill(np.flatnonzero(bare), self.text_first_name)
         low = scores.masked_fill(items < 0, torch.inf).amin(1)
         fill(np.flatnonzero(bare & (scores[:, 0] <= low).numpy()), "popularity")   # all alike: the words say nothing
-        return items, scores
+        return self._with_generated(Question(requests, closed, closed, allowed), bare, items, scores)
+
+    def _with_generated(self, question: Question, bare: np.ndarray, items: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        "As many more candidates from G's texts as validation wants, with a history or without."
+        trained, parts = self.trained, []
+        most = max(trained.extra, trained.text_extra)
+        if not most or items.shape[1] >= self.data.n_items or not len(question): return items, scores
+        for extra, rows in ((trained.extra, np.flatnonzero(~bare)), (trained.text_extra, np.flatnonzero(bare))):
+            if len(rows): parts.append((rows, [torch.nn.functional.pad(t, (0, items.shape[1] + most - t.shape[1]), value=none) for t, none in
+                                               zip(self.lengthen(trained, question[rows], items[rows], scores[rows], extra), (-1, -torch.inf))]))
+        back = np.argsort(np.concatenate([rows for rows, _ in parts]))
+        return tuple(torch.cat(tables)[back] for tables in zip(*(tables for _, tables in parts)))
 
     def allowed_mask(self, allowed: Sequence | np.ndarray | None, n: int = 1) -> Tensor | None:
         "(I,) or (n, I) bool from a mask (for everybody, or a row for each who asks) or from item ids."
@@ -1370,12 +1430,26 @@ class Remembering(Retriever):
 
     def scores(self, requests):
         "(B, I): as the stage scores, from memory where it has been asked."
-        history = requests.history
-        asked = tuple(part.tobytes() for part in (history.indptr, history.indices, history.data, requests.recent, requests.users, requests.context)) + tuple(requests.texts)
-        if asked not in self.said: self.said[asked] = self.stage.scores(requests)
+        return self._once(("scores", *fingerprint(requests)), lambda: self.stage.scores(requests))
+
+    def standardised(self, requests, mask):
+        "(B, I): z-scores, from memory, too; what is open follows from the request."
+        return self._once(("z", *fingerprint(requests)), lambda: super(Remembering, self).standardised(requests, mask))
+
+    def _once(self, asked: tuple, say: Callable[[], Tensor]) -> Tensor:
+        if asked not in self.said: self.said[asked] = say()
         return self.said[asked]
 
 # %% ../nbs/13_recommender.ipynb #8441c33c
+class Variant(NamedTuple):
+    "One row of the ablation."
+    name: str
+    trained: Trained          # players
+    weights: Weights          # of the final order
+    extra: int                # candidates from G's texts
+    shuffled: bool = False    # D's scores dealt anew
+
+
 class Comparing(Asking):
     "Every system on the same requests."
 
@@ -1385,18 +1459,18 @@ class Comparing(Asking):
                                cold=likes == 0, catalogue=None if question.allowed is None else question.allowed.reshape(-1, self.data.n_items).any(0).numpy(), users=question.requests.users)
         return found if whole is None else Evaluation(found.per_user.assign(**{m: whole[m].to_numpy() for m in whole}), found.overall)
 
-    def _variants(self) -> list[tuple[str, Trained, Weights, bool]]:   # name, players, weights, D shuffled
+    def _variants(self) -> list[Variant]:
         "Ours, the twin without the game, and what is left of ours without one part; each with the weights that validation gives it."
-        ours = self.trained
-        return [("genre", ours, ours.weights, False), ("genre_gan_off", self.gan_off, self.gan_off.weights, False),
-                ("genre_features_only", ours, self._without("judge", "match"), False), ("genre_text_only", ours, self._without("behaviour"), False),
-                ("genre_g_off", ours, self._without("match"), False), ("genre_d_shuffled", ours, ours.weights, True)]
+        ours, twin = self.trained, self.gan_off
+        return [Variant("genre", ours, ours.weights, ours.extra), Variant("genre_gan_off", twin, twin.weights, twin.extra),
+                Variant("genre_features_only", ours, self._without("judge", "match"), 0), Variant("genre_text_only", ours, self._without("behaviour"), ours.extra),
+                Variant("genre_g_off", ours, self._without("match"), 0), Variant("genre_d_shuffled", ours, ours.weights, ours.extra, shuffled=True)]
 
     def _without(self, *parts: str) -> Weights:
-        "The best weights on validation among those that give these parts none."
-        trials = self.trained.trials
-        left = trials[(trials[list(parts)] == 0).all(axis=1)].sort_values("value", ascending=False, kind="stable")
-        return Weights(**left.iloc[0][["behaviour", "judge", "match"]])
+        "The best weights on validation among those that give these parts none; without G's texts they bring no candidates either."
+        trials, extra = self.trained.trials, 0 if "match" in parts else self.trained.extra
+        left = trials[(trials[list(parts)] == 0).all(axis=1) & (trials["generated"] == (extra if (trials["generated"] == extra).any() else 0))]
+        return Weights(**left.sort_values("value", ascending=False, kind="stable").iloc[0][["behaviour", "judge", "match"]])
 
     def _parts(self, trained: Trained, wanted: set[str], requests: Requests, items: Tensor, scores: Tensor) -> dict[str, Tensor]:
         "What these players and the scorer say of the candidates; only parts that somebody gives weight."
@@ -1406,17 +1480,20 @@ class Comparing(Asking):
         if "match" not in wanted: reranker.match = None
         return reranker.parts(requests, items, scores)
 
-    def _reranked(self, requests: Requests, items: Tensor, scores: Tensor) -> Iterator[tuple[str, Tensor]]:   # name, (B, ≥ k) item codes
-        "The first candidates of each list in the final order of every variant, the rest as it was; each part is computed once."
+    def _reranked(self, question: Question, items: Tensor, scores: Tensor) -> Iterator[tuple[str, Tensor]]:   # name, (B, ≥ k) item codes
+        "The first candidates of each list (and those from G's texts) in the final order of every variant, the rest as it was; each part is computed once."
         size, variants, said = min(self.config.rerank.candidates, self.data.n_items), self._variants(), {}
-        head, tail, counts = (items[:, :size], scores[:, :size]), items[:, size:], lambda weights: {name for name, value in weights.model_dump().items() if value}
-        for trained in (self.trained, self.gan_off):
-            wanted = set().union(*(counts(weights) for _, who, weights, _ in variants if who is trained))
-            said[id(trained)] = self._parts(trained, wanted, requests, *head)
-        for name, trained, weights, shuffled in variants:
-            parts = {part: value for part, value in said[id(trained)].items() if part == "prior" or part in counts(weights)}
-            if shuffled and "judge" in parts: parts["judge"] = ShuffledJudge(lambda *_: said[id(trained)]["judge"], self.config.seed)(requests, head[0])
-            yield name, torch.cat([self.reranker(trained).rerank(requests, *head, weights=weights, parts=parts).items, tail], 1)
+        tail, counts = items[:, size:], lambda weights: {name for name, value in weights.model_dump().items() if value}
+        for trained, extra in dict.fromkeys((v.trained, v.extra) for v in variants):
+            wanted = set().union(*(counts(v.weights) for v in variants if (v.trained, v.extra) == (trained, extra)))
+            head = self.lengthen(trained, question, items[:, :size], scores[:, :size], extra)
+            said[trained, extra] = head, self._parts(trained, wanted, question.requests, *head)
+        for v in variants:
+            head, known = said[v.trained, v.extra]
+            parts = {part: value for part, value in known.items() if part == "prior" or part in counts(v.weights)}
+            if v.shuffled and "judge" in parts: parts["judge"] = ShuffledJudge(lambda *_: known["judge"], self.config.seed)(question.requests, head[0])
+            ranked = self.reranker(v.trained).rerank(question.requests, *head, weights=v.weights, parts=parts).items
+            yield v.name, followed_by(ranked, tail) if v.extra else torch.cat([ranked, tail], 1)
 
     def systems(self, question: Question, k: int, oracle: Callable | None = None) -> Iterator[tuple[str, Tensor]]:   # name, (B, ≥ k) item codes
         "Every system's lists for some requests."
@@ -1425,7 +1502,7 @@ class Comparing(Asking):
         items, scores = question.lists(self.stage(self.first_name, stages), max(k, min(self.config.rerank.candidates, self.data.n_items)))
         stages.clear()
         yield "generated", question.lists(self.trained.match.stage, k)[0]
-        yield from self._reranked(question.requests, items, scores)
+        yield from self._reranked(question, items, scores)
         if oracle is not None: yield "oracle", self._oracle(oracle, question, k)
 
     def _oracle(self, oracle: Callable[[np.ndarray], np.ndarray], question: Question, k: int) -> Tensor:
@@ -1460,7 +1537,7 @@ class Evaluating(Comparing):
         final = self.refitted(say) if self.protocol.refit else self
         systems = final.read_test(tuple(ks or self.protocol.cuts), oracle, say, limit, self.allowed_mask(allowed, self.data.n_users))
         best = max(self.valid_ndcg, key=self.valid_ndcg.get)
-        chosen = {"genre": self.trained.weights.model_dump(), "genre_gan_off": self.gan_off.weights.model_dump(),
+        chosen = {"genre": self.trained.weights.model_dump(), "genre_gan_off": self.gan_off.weights.model_dump(), "genre_extra": self.trained.extra, "genre_gan_off_extra": self.gan_off.extra,
                   "genre, text only": self.trained.text_weights.model_dump(), "first_stage": self.first_name, "zsum(tuned)": self.fusion,
                   **({"ease_l2": self.linear["l2"], "ease_weighted": self.linear.get("weighted")} if self.protocol.collaborative else {"text_ease": self.linear})}
         seconds = {**self.seconds, "evaluation": time.perf_counter() - start}
@@ -1859,7 +1936,7 @@ def save_recommender(recommender: GenreRecommender, folder: Path) -> Path:
                      "text_ids": [c for c in ("user_id", "item_id") if data.interactions[c].dtype != "int64"]}
     meta = {"format": FORMAT, "data": facts_of_data, "parts": {n: type(p).__qualname__ for n, p in recommender.parts.items()}, "config": recommender.config.model_dump(mode="json"), "stages": metas,
             "facts": {k: getattr(recommender, k) for k in facts}, "weights": trained.weights.model_dump(),
-            "text_weights": trained.text_weights.model_dump(), "trials": trained.trials.to_dict("list"),
+            "text_weights": trained.text_weights.model_dump(), "extra": [trained.extra, trained.text_extra], "trials": trained.trials.to_dict("list"),
             "history": plain(trained.gan.rows), "samples": plain(trained.gan.samples_log)}
     (beside / "genre.json").write_text(json.dumps(plain(meta), ensure_ascii=False, indent=1), encoding="utf-8")
     return swap_in(beside, folder)
@@ -1964,5 +2041,6 @@ def load_players(path: Path, recommender: GenreRecommender, meta: dict) -> Train
     gan.rows, gan.samples_log = meta["history"], meta["samples"]
     trained = Trained(gan.eval(), recommender.tokenizer, recommender.stages["dense"], recommender.config)
     trained.weights, trained.text_weights = Weights(**meta["weights"]), Weights(**meta["text_weights"])
-    trained.trials = pd.DataFrame(meta["trials"])
+    trained.extra, trained.text_extra = meta.get("extra", (0, 0))
+    trained.trials = pd.DataFrame({"generated": 0} | meta["trials"])
     return trained

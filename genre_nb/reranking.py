@@ -27,8 +27,8 @@ __all__ = ['FUSION_GRID', 'Ask', 'Opinion', 'PARTS', 'UP', 'DOWN', 'Weights', 'R
            'candidates_of', 'marks', 'mean_ndcg', 'Opinions', 'union_of_best', 'opinions_of', 'ascend', 'halves',
            'tune_fusion', 'last_item_only', 'centred', 'within_list', 'Behaviour', 'folds', 'after_label', 'Lists',
            'training_lists', 'thin', 'cross_fit', 'Scorer', 'list_loss', 'fit_scorer', 'train_network', 'held_ndcg',
-           'snapshot', 'Reranked', 'opinion', 'check_candidates', 'combine', 'Reranker', 'tune_weights', 'moves',
-           'card', 'plot_moves', 'diversify']
+           'snapshot', 'Reranked', 'opinion', 'check_candidates', 'combine', 'Reranker', 'tune_weights', 'lengthened',
+           'clearly_better', 'followed_by', 'just_below', 'moves', 'card', 'plot_moves', 'diversify']
 
 # %% ../nbs/11_reranking.ipynb #3002e9fa
 class Weights(BaseModel):
@@ -58,6 +58,7 @@ class RerankConfig(BaseModel):
     behaviour_grid: tuple[float, ...] = (0.0, 0.5, 1.0)              # β to choose from on validation
     judge_grid: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)  # λ to choose from
     match_grid: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 1.0)       # γ to choose from
+    generated_grid: tuple[int, ...] = (0, 30)                        # candidates from generated descriptions, beside C: how many to choose from
     tune_users: int = Field(default=3000, ge=1)                      # validation users at most
     seed: int = Field(default=0, ge=0)                               # of folds, lists and weights
 
@@ -739,6 +740,58 @@ def tune_weights(
 
     result = tune(objective, space, budget=int(np.prod([len(v) for v in space.values()])), seed=config.seed)
     return Weights(**result.best), result.trials
+
+# %% ../nbs/11_reranking.ipynb #1da09b0a
+def lengthened(
+    items: Tensor,     # (B, C) candidates, best first, −1 = none left
+    scores: Tensor,    # (B, C) their scores, −inf where none is left
+    further: Tensor,   # (B, F) items of another source, best first, −1 = none; nothing that is closed to the request
+    k: int,            # how many to add; what is a candidate already does not count
+) -> tuple[Tensor, Tensor]:   # (B, C + k) items, −1 = none; (B, C + k) scores that go on falling
+    "Candidates of a second source, below all others. A list with room left holds all that is open: nothing is added to it."
+    new = (further >= 0) & (further[:, :, None] != items[:, None, :]).all(-1) & (items >= 0).all(1, keepdim=True)
+    first = (~new).long().argsort(dim=1, stable=True)[:, :k]                                  # the new ones, best first
+    more = further.gather(1, first).masked_fill(~new.gather(1, first), -1)
+    more = F.pad(more, (0, k - more.shape[1]), value=-1)
+    step = ((scores[:, :1] - scores[:, -1:]) / items.shape[1]).clamp(min=1e-6)
+    below = scores[:, -1:] - step * torch.arange(1, k + 1)
+    return torch.cat([items, more], 1), torch.cat([scores, below.masked_fill(more < 0, -torch.inf)], 1)
+
+
+def clearly_better(
+    new: Tensor,   # (B,) a metric of each user
+    old: Tensor,   # (B,) the same users
+) -> bool:
+    "By more than one standard error of the mean difference, paired by user (Breiman et al. 1984)."
+    gain = (new - old).double()
+    return len(gain) > 1 and bool(gain.mean() > gain.std() / len(gain) ** 0.5)
+
+
+def followed_by(
+    head: Tensor,   # (B, H) item codes, −1 = none
+    tail: Tensor,   # (B, T) item codes, −1 = none
+) -> Tensor:        # (B, H + T) no item twice, −1 at the end
+    "A list that goes on with whatever of another it does not hold yet."
+    size = int(torch.cat([head, tail], 1).max()) + 2
+    held = torch.zeros(len(head), size, dtype=torch.bool).scatter_(1, head + 1, True)         # column 0: none
+    whole = torch.cat([head, tail.masked_fill(held.gather(1, tail + 1), -1)], 1)
+    return whole.gather(1, (whole < 0).long().argsort(dim=1, stable=True))
+
+# %% ../nbs/11_reranking.ipynb #b9adba6d
+def just_below(
+    first: Retriever,           # fitted first stage
+    requests: Requests,         # B requests
+    n: int,                     # how many of each
+    rng: np.random.Generator,   # draws places
+    skip: int = 10,             # places at the top that are left out
+    depth: int = 100,           # the last place
+) -> np.ndarray:                # (B, n) item codes, −1 = none
+    "Hard negatives: what a first stage ranks high, but not highest (ANCE: Xiong et al. 2021; the top may be likes that are not known yet)."
+    items, _ = first.retrieve(requests, min(depth, requests.n_items))
+    pool = items[:, skip:].numpy()
+    order = np.argsort(rng.random(pool.shape) + (pool < 0), axis=1)[:, :n]
+    drawn = np.take_along_axis(pool, order, axis=1)
+    return np.pad(drawn, ((0, 0), (0, n - drawn.shape[1])), constant_values=-1)
 
 # %% ../nbs/11_reranking.ipynb #ba337583
 PARTS = ("behaviour", "judge", "match")   # of the score, besides the prior

@@ -194,6 +194,14 @@ class Retriever(Saved, ABC):
     ) -> Tensor:              # (B, I) float32, higher is better
         "Score every item of the catalogue for each request; nothing is excluded here."
 
+    def standardised(
+        self,
+        requests: Requests,   # B requests
+        mask: Tensor,         # (B, I) bool: not open to the request
+    ) -> Tensor:              # (B, I)
+        "z-scores over what is open."
+        return z_scores(self.scores(requests), mask)
+
     def check(self, requests: Requests) -> None:
         "Raises: RuntimeError before `fit`, ValueError where requests know another catalogue."
         if self.n_items is None: raise RuntimeError(f"{self.name} is not fitted: call .fit(data) first")
@@ -699,12 +707,13 @@ class Fusion(Retriever):
         mask = seen(requests)
         total = torch.zeros(len(requests), self.n_items)
         for weight, member in zip(self.weights, self.members):
-            total += weight * self._normalise(member.scores(requests), mask)
+            total += weight * self._normalise(member, requests, mask)
         return total
 
-    def _normalise(self, scores: Tensor, mask: Tensor) -> Tensor:
+    def _normalise(self, member: Retriever, requests: Requests, mask: Tensor) -> Tensor:
         "(B, I): a member's scores on the common scale."
-        return 1 / (self.depth + ranks(scores.masked_fill(mask, -torch.inf))) if self.how == "rrf" else z_scores(scores, mask)
+        if self.how == "zsum": return member.standardised(requests, mask)
+        return 1 / (self.depth + ranks(member.scores(requests).masked_fill(mask, -torch.inf)))
 
     def state(self):
         "The members' states; array names carry the member's number."

@@ -319,6 +319,56 @@ def test_hard_negatives_are_tried_first_and_checked(data, tokenizer):
         TripleDataModule(data, tokenizer, small(), hard_negatives=np.zeros((3, 2), int))
 
 
+def test_hard_pairs_have_a_weight_of_their_own(data, tokenizer, module):
+    hard = np.full((data.n_users, 2), -1)
+    hard[:, 0] = 5
+    batch = TripleDataModule(data, tokenizer, small(holdout_items=0), hard_negatives=hard).triples.batch(0)
+    assert batch.hard.any() and not batch.hard.all() and (batch.mismatched[batch.hard] == 5).all()
+    assert not module.triples.batch(0).hard.any() and not module.triples.held_out()[0].hard.any()
+    values = []
+    for share in (0.0, 0.5, 1.0):
+        torch.manual_seed(0)                                   # the same weights, the same spoiled words
+        gan = fresh(module, tokenizer, hard_share=share).eval()
+        torch.manual_seed(1)
+        values.append(gan.d_loss(batch, None)[0].item())
+    assert values[1] == pytest.approx((values[0] + values[2]) / 2, abs=1e-5) and values[0] != pytest.approx(values[2], abs=1e-5)
+
+
+class Grounding:
+    "Says that everything G writes leads to one item, and remembers when it was asked."
+
+    def __init__(self, n_users, item): self.n_users, self.item, self.phases = n_users, item, []
+
+    def __call__(self, gan):
+        self.phases.append((gan.clock.phase, gan.clock.step))
+        assert gan.generate(torch_condition(gan), 1).shape[0] == 2
+        return np.full((self.n_users, 1), self.item)
+
+
+def torch_condition(gan):
+    from genre_nb.encoder import Condition
+    return Condition(torch.zeros(2, 3, dtype=torch.long), torch.full((2, 2), -1), torch.zeros(2, 0))
+
+
+def test_grounded_negatives_come_once_g_can_write(data, tokenizer, tmp_path):
+    config = small(hard_share=0.5)
+    item = int(np.flatnonzero(~TripleDataModule(data, tokenizer, config).triples.new)[0])
+    ask = Grounding(data.n_users, item)
+    gan = train_gan(data, tokenizer, config, ground=ask)
+    triples = gan.trainer.datamodule.triples
+    assert ask.phases == [("pretrain_d", 6)] and gan.grounded[0] == 6
+    later = triples.batch(7)
+    assert not triples.batch(6).hard.any() and (later.mismatched[later.hard] == item).all() and later.hard.float().mean() > 0.5
+    assert any(not torch.equal(a, b) for a, b in zip(weights(gan).values(), weights(train_gan(data, tokenizer, config)).values()))
+    with pytest.raises(RuntimeError, match="power cut"):       # resumed after the moment: the answer is in the file
+        train_gan(data, tokenizer, config, ground=ask, checkpoint_dir=tmp_path, trainer={"callbacks": [Stop(9, crash)], "checkpoint_every": 1})
+    again = Grounding(data.n_users, item)
+    assert_same(weights(train_gan(data, tokenizer, config, ground=again, checkpoint_dir=tmp_path)), weights(gan))
+    assert again.phases == []
+    alone, twin = (train_gan(data, tokenizer, config, adversarial=False, twin=other, ground=Grounding(data.n_users, item)) for other in (None, gan))
+    assert_same(weights(alone), weights(twin))
+
+
 def test_only_the_given_pairs_are_learned_from(data, tokenizer):
     train = data.matrix("train").tocoo()
     keep = np.arange(train.nnz) % 2 == 0

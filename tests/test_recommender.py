@@ -354,9 +354,99 @@ def test_what_is_left_without_a_part(fitted):
         assert told[f"lift_vs_{part}"]["ndcg@10"]["mean"] == pytest.approx(lift, abs=1e-6)
     assert {"genre_g_off", "genre_d_shuffled"} <= set(report.systems)
     assert fitted._without("match").match == 0 and fitted._without("judge", "match").judge == fitted._without("judge", "match").match == 0
+    trials = trials[trials["generated"] == 0]
     best = trials.loc[trials["match"] == 0, "value"].max()
     mine = fitted._without("match")
     assert trials.query("judge == @mine.judge and behaviour == @mine.behaviour and match == 0")["value"].item() == best
+
+
+@pytest.fixture
+def longer(fitted):
+    "The fitted recommender with seven candidates from G's texts for everybody who has a history, and four for words alone."
+    kept = fitted.trained.extra, fitted.trained.text_extra
+    fitted.trained.extra, fitted.trained.text_extra = 7, 4
+    yield fitted
+    fitted.trained.extra, fitted.trained.text_extra = kept
+
+
+def test_g_brings_candidates_of_its_own(longer, data, tmp_path):
+    known, size = np.flatnonzero(np.diff(longer.data.matrix("train").indptr))[:5], longer.config.rerank.candidates
+    ids = data.users["user_id"].iloc[known].tolist()
+    assert size + 7 <= data.n_items
+    asked, closed, _ = longer.requests([*ids, "running shoes", ids[0]])
+    items, scores = longer.candidates(asked, closed)
+    assert items.shape == scores.shape == (7, size + 7)
+    longer.trained.extra = longer.trained.text_extra = 0
+    before, old = longer.candidates(asked, closed)
+    longer.trained.extra, longer.trained.text_extra = 7, 4
+    assert torch.equal(items[:, :size], before) and torch.equal(scores[:, :size], old)       # below the others, in the same order
+    added = (items[:, size:] >= 0).sum(1).tolist()
+    assert added == [7] * 5 + [4, 7] and (scores[:, size - 1 :].diff(dim=1)[:5] < 0).all()
+    for row, known in zip(items, closed.toarray() + asked.history.toarray()):
+        mine = row[row >= 0]
+        assert len(set(mine.tolist())) == len(mine) and not known[mine].any()
+    near = longer.trained.match.stage.scores(asked[np.array([0, 1, 2, 3, 4, 6])])             # who has a history is asked for together
+    assert all(near[row, items[row, size:]].min() >= near[row].sort(descending=True).values[size + 7 + int(asked.history[row].sum() + closed[row].sum())] for row in range(5))
+    only = np.zeros(data.n_items, dtype=bool)
+    only[:20] = True
+    assert set(longer.recommend(ids, 9, allowed=only)["item_id"]) <= set(data.items["item_id"].iloc[:20])
+    longer.save(tmp_path / "m")
+    loaded = GenreRecommender.load(tmp_path / "m")
+    assert (loaded.trained.extra, loaded.trained.text_extra) == (7, 4) and loaded.recommend(ids, 5).equals(longer.recommend(ids, 5))
+
+
+def test_extra_candidates_are_evaluated_as_they_are_served(longer, data):
+    longer.evaluate(limit=2)                                     # the twin exists
+    question = longer.question("test", 20)
+    named = dict(longer.systems(question, 10))
+    users = data.users["user_id"].iloc[question.requests.users].tolist()
+    stage, scores = question.lists(longer.first, longer.config.rerank.candidates)
+    long = longer.lengthen(longer.trained, question, stage, scores, 7)
+    assert torch.equal(named["genre"][:, :10], longer.reranker().rerank(question.requests, *long).items[:, :10])
+    assert set(longer._without("match").model_dump()) == {"behaviour", "judge", "match"}
+    whole = longer._reranked(question, *question.lists(longer.first, data.n_items))
+    for name, lists in whole:
+        rows = [row[row >= 0].tolist() for row in lists]
+        assert all(len(row) == len(set(row)) for row in rows) and (name != "genre" or all((lists[i] >= 0).sum() == (lists[i] >= 0).nonzero().max() + 1 for i in range(20)))
+
+
+def test_g_writes_once_for_match_and_candidates(longer, data):
+    question, writer = longer.question("valid", 40), longer.trained.writer
+    writer.said.clear()
+    items, scores = question.lists(longer.first, longer.config.rerank.candidates)
+    items, scores = longer.lengthen(longer.trained, question, items, scores, 7)
+    assert len(writer.said) == 1
+    longer.trained.match(question.requests, items)
+    assert len(writer.said) == 1
+
+
+def test_more_candidates_must_be_clearly_better(fitted, monkeypatch):
+    question = fitted.question("valid", 60)
+    for verdict, extra in ((False, 0), (True, 30)):
+        monkeypatch.setattr("genre_nb.recommender.clearly_better", lambda new, old: verdict)
+        _, found, trials = fitted._tune(fitted.trained, fitted.reranker(), fitted.first, question)
+        assert found == extra and set(trials["generated"]) == {0, 30}
+
+
+def test_hard_negatives_train_and_are_reproducible(data):
+    games = []
+    for n in (3, 3, 0):
+        shop = GenreRecommender(config(hard_negatives=n)).fit(data)
+        games.append(shop.trained.gan)
+    first, again, without = ({k: v for k, v in gan.state_dict().items()} for gan in games)
+    assert all(torch.equal(first[k], again[k]) for k in first) and any(not torch.equal(first[k], without[k]) for k in first)
+    assert games[0].grounded[1].shape == (data.n_users, 3) and games[2].grounded is None
+
+
+def test_hard_negatives_are_no_likes(fitted, data):
+    fitted.config = fitted.config.model_copy(update={"hard_negatives": 4})
+    try: options = fitted._hard_negatives(users=30)
+    finally: fitted.config = fitted.config.model_copy(update={"hard_negatives": 0})
+    hard, near = options["hard_negatives"], options["ground"](fitted.trained.gan)
+    likes = fitted.view.matrix("train").toarray() > 0
+    for table in (hard, near):
+        assert table.shape == (data.n_users, 4) and ((table >= 0).all(1).sum(), (table < 0).all(1).sum()) == (30, data.n_users - 30)
+        assert not likes[np.repeat(np.arange(data.n_users), 4)[table.ravel() >= 0], table[table >= 0]].any()
 
 
 def test_a_shuffled_judge_says_the_same_to_others():

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from genre_nb.collaborative_filtering import ItemKNN
 from genre_nb.datasets import RecDataset, Requests
 from genre_nb.evaluation import ranking_metrics
-from genre_nb.reranking import (FUSION_GRID, Behaviour, Lists, Opinions, Reranker, RerankConfig, Scorer, Weights, ascend, barred, candidates_of, centred,
-                                cross_fit, diversify, fit_scorer, folds, halves, last_item_only, list_loss, log_prior, marks, mean_ndcg, thin,
+from genre_nb.reranking import (FUSION_GRID, Behaviour, Lists, Opinions, Reranker, RerankConfig, Scorer, Weights, ascend, barred, candidates_of, centred, clearly_better,
+                                cross_fit, diversify, fit_scorer, folds, followed_by, halves, just_below, last_item_only, lengthened, list_loss, log_prior, marks, mean_ndcg, thin,
                                 moves, opinions_of, plot_moves, training_lists, tune_fusion, tune_weights, union_of_best, within_list, PARTS)
 from genre_nb.retrieval import Fusion, Popularity
 
@@ -551,3 +551,49 @@ def test_halves_share_nothing(by):
         order = (half.z @ weights).masked_fill(half.codes < 0, -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :10]
         lists = half.codes.gather(1, order)
         assert half.ndcg(weights) == pytest.approx(mean_ndcg(marks(lists, half.likes), torch.from_numpy(np.diff(half.likes.indptr)).long(), 10))
+
+
+# ---- a second source of candidates, and hard negatives
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None)
+def test_lengthened_lists_against_brute_force(seed):
+    rng = np.random.default_rng(seed)
+    n, C, width, k = int(rng.integers(3, 30)), int(rng.integers(1, 12)), int(rng.integers(1, 15)), int(rng.integers(1, 8))
+    items = np.full((4, C), -1)
+    further = np.full((4, width), -1)
+    for row in range(4):
+        have, other = rng.permutation(n)[: rng.integers(0, C + 1)], rng.permutation(n)[: rng.integers(0, width + 1)]
+        items[row, : len(have)], further[row, : len(other)] = have, other
+    scores = torch.from_numpy(-np.sort(-rng.normal(size=(4, C)))).float().masked_fill(torch.from_numpy(items) < 0, -torch.inf)
+    longer, values = lengthened(torch.from_numpy(items), scores, torch.from_numpy(further), k)
+    assert longer.shape == values.shape == (4, C + k) and torch.equal(longer[:, :C], torch.from_numpy(items)) and torch.equal(values[:, :C], scores)
+    for row in range(4):
+        wanted = [i for i in further[row] if i >= 0 and i not in items[row]][:k] if (items[row] >= 0).all() else []
+        assert longer[row, C:].tolist() == wanted + [-1] * (k - len(wanted))
+        finite = values[row][values[row] > -torch.inf]
+        assert (finite.diff() < 0).all() or C > len(finite) and (finite.diff() <= 0).all()
+        assert ((values[row] == -torch.inf) == (longer[row] < 0)).all()
+    joined = followed_by(torch.from_numpy(items), torch.from_numpy(further))
+    for row in range(4):
+        mine = [i for i in items[row] if i >= 0]
+        mine += [i for i in further[row] if i >= 0 and i not in mine]
+        assert joined[row].tolist() == mine + [-1] * (C + width - len(mine))
+
+
+def test_clearly_better_is_a_matter_of_users_and_size():
+    noise = torch.from_numpy(np.random.default_rng(0).normal(size=400))
+    assert not clearly_better(0.02 + noise, 0 * noise) and clearly_better(0.2 + noise, 0 * noise) and clearly_better(0.02 + noise, noise)
+    assert not clearly_better(noise, noise) and not clearly_better(torch.tensor([1.0]), torch.tensor([0.0]))   # one user proves nothing
+
+
+def test_just_below_leaves_the_top_out(data):
+    first = ItemKNN().fit(data)
+    requests = data.requests(np.arange(12))
+    lists, _ = first.retrieve(requests, 30)
+    hard = just_below(first, requests, 6, np.random.default_rng(0), skip=5, depth=30)
+    places = [[lists[row].tolist().index(code) for code in codes] for row, codes in enumerate(hard)]
+    assert hard.shape == (12, 6) and min(map(min, places)) >= 5 and all(len(set(row)) == 6 for row in places)
+    assert len({tuple(row) for row in places}) > 1                                       # other places for other users
+    few = just_below(first, requests, 6, np.random.default_rng(0), skip=5, depth=8)
+    assert few.shape == (12, 6) and ((few >= 0).sum(1) == 3).all()
