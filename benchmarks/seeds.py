@@ -1,10 +1,10 @@
 """Several trainings of GENRE on one set, its first stages and training lists fitted once: what is a finding, and what one draw?
 
-usage: python benchmarks/seeds.py --data FOLDER [--protocol warm] [--seeds 5] [--users 1] --out RUNS [--summary nbs/results/seeds.json]
+usage: python benchmarks/seeds.py --data FOLDER [--protocol warm] [--seeds 5] [--users 1] [--draw 0] --out RUNS [--summary nbs/results/seeds.json]
 A seed changes the weights at the start, the batches, and what G writes. Rows, first stages and training lists stay, so that a seed
 costs two trainings (the game, and its twin without) and not the whole fit. What G writes for some of the test users is counted, too, and
 what it is grounded to: numbers only, no text of the data is kept. `--users 0.1` learns from the rows of a tenth of the users
-only, and asks the same users as ever, each with the whole history: how hungry for data is it? (D's dial w over seeds is the business of
+only (`--draw` says which), and asks the same users as ever, each with the whole history: how hungry for data is it? (D's dial w over seeds is the business of
 ablations.py.) RUNS holds a folder for each set, protocol and share with one file for each finished seed, which is not trained again; a
 training that was interrupted goes on. Test is read once by each training. The intervals of the summary: over users (paired bootstrap of
 each user's mean over seeds), and over seeds (Student's t).
@@ -73,9 +73,9 @@ def facts_of_texts(shop: GenreRecommender, question: Question, size: int = 500) 
             "liked_popular": liked(popular), "liked_first": liked(first), "distinct_2": distinct_n([words(text) for text in flat], 2)}
 
 
-def fewer_users(data: RecDataset, share: float, seed: int = 0) -> RecDataset:
-    "The rows of some users only; users and items keep their codes. Smaller shares are parts of larger ones."
-    users = np.random.default_rng([seed, 37]).permutation(data.n_users)[: max(1, round(share * data.n_users))]
+def fewer_users(data: RecDataset, share: float, draw: int = 0) -> RecDataset:
+    "The rows of some users only; users and items keep their codes. Of one draw smaller shares are parts of larger ones."
+    users = np.random.default_rng([draw, 37]).permutation(data.n_users)[: max(1, round(share * data.n_users))]
     mine = np.isin(data.interactions["user"].to_numpy(), users)
     return relabelled(data, np.asarray(data.interactions["split"], dtype=object)[mine], mine)
 
@@ -84,7 +84,7 @@ class Study:
     "One set under one protocol: what all seeds share, and what each finds."
 
     def __init__(self, options: argparse.Namespace):
-        self.name = f"{options.data.resolve().name}.{options.protocol}{'' if options.users == 1 else f'.{options.users:g}'}"
+        self.name = f"{options.data.resolve().name}.{options.protocol}{'' if options.users == 1 else f'.{options.users:g}'}{f'.draw{options.draw}' if options.draw else ''}"
         self.folder, self.options = options.out / self.name, options
         self.shop = GenreRecommender(GenreConfig(protocol=options.protocol).seeded(0))
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ class Study:
     def share(self) -> None:
         "First stages, training lists, tokenizer and the candidates of test: what all seeds have in common."
         self.shop.take(RecDataset.from_folder(self.options.data))
-        if self.options.users < 1: self.shop.view = fewer_users(self.shop.view, self.options.users)
+        if self.options.users < 1: self.shop.view = fewer_users(self.shop.view, self.options.users, self.options.draw)
         self.say("first stages")
         self.shop._fit_stages(self.say)
         self.shop.behaviour = Remembered(Behaviour.fit(self.shop.view, self.shop.stages))
@@ -169,12 +169,14 @@ def main() -> None:
     parser.add_argument("--protocol", default="warm", choices=("warm", "item-cold"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--users", type=float, default=1.0, help="share of the users that is learned from; all are asked")
+    parser.add_argument("--draw", type=int, default=0, help="which users a share below 1 holds")
     parser.add_argument("--out", type=Path, required=True, help="finished seeds are kept there")
     parser.add_argument("--summary", type=Path, help="write the results there; what it holds of other studies stays")
     options = parser.parse_args()
     if not options.data.is_dir(): sys.exit(f"--data {options.data}: there is no such folder")
     if options.seeds < 1: sys.exit(f"--seeds {options.seeds}: give at least 1")
     if not 0 < options.users <= 1: sys.exit(f"--users {options.users:g}: give a share above 0 and at most 1")
+    if options.draw < 0 or options.draw and options.users == 1: sys.exit(f"--draw {options.draw}: give a number from 0 upward, with --users below 1")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     study = Study(options)
     missing = [seed for seed in range(options.seeds) if not (study.folder / f"{seed}.json").exists()]

@@ -786,9 +786,10 @@ class JudgeGame(Players):
         w = 1.0 if negatives is None else self.config.w
         against = lambda pairs: discriminator_loss(real, negatives, pairs, w=w, kind=self.config.loss, label_smoothing=self.config.label_smoothing)
         loss = against(mismatched)
-        if self.config.hard_share and batch.hard.any():
-            rows, which = batch.hard.nonzero(as_tuple=True)
-            loss = (1 - self.config.hard_share) * loss + self.config.hard_share * against(scores[:, rows, B + rows * batch.hard.shape[1] + which].flatten())
+        known = torch.stack([(c.history >= 0).any(1) for c in (batch.cond, batch.full)])          # (2, B): hard for whom D can see
+        view, rows, which = (batch.hard & known[..., None]).nonzero(as_tuple=True)
+        if self.config.hard_share and len(rows):
+            loss = (1 - self.config.hard_share) * loss + self.config.hard_share * against(scores[view, rows, B + rows * batch.hard.shape[1] + which])
         return loss, {"loss_d": loss.detach()}
 
 # %% ../nbs/08_adversarial.ipynb #8d1d7d34

@@ -72,7 +72,7 @@ class GenreConfig(BaseModel):
     ridge_grid: tuple[PositiveFloat, ...] = Field(default=(1.0, 3.0), min_length=1)   # its ρ
     views_grid: tuple[tuple[str, ...], ...] = Field(default=(("words",), ("words", "phrases"), ("words", "phrases", "title pieces")), min_length=1)   # what of a text it compares
     texts_per_user: int = Field(default=2, ge=1)                  # descriptions written for the match
-    hard_negatives: int = Field(default=0, ge=0)                  # of each user, from below the first stage's top, and as many near what G writes; 0: none
+    hard_negatives: int = Field(default=16, ge=0)                 # of each user, from below the first stage's top, and as many near what G writes; 0: none
     temperature: float = Field(default=0.7, gt=0)                 # of these descriptions
     max_history: int = Field(default=50, ge=1)                    # newest likes kept in order
     context: tuple[str, ...] = ()                                 # numeric columns of users (facts about them) or of interactions (facts about the moment) that enter u

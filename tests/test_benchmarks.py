@@ -57,6 +57,9 @@ def test_seeds_share_their_stages_and_are_not_trained_twice(seeds, folder, tmp_p
     runs = [json.loads(text) for text in kept.values()]
     assert found["seeds"] == 2 and found["users"] == len(runs[0]["ndcg@10"]["genre"])
     assert runs[0]["ndcg@10"]["first_stage"] == runs[1]["ndcg@10"]["first_stage"] and set(found["lifts"]) == {"first_stage", *seeds.PARTS}
+    written = runs[0]["written"]
+    assert all(0 <= written[name] <= 1 for name in written if name not in ("users", "texts")) and written["words_real"] >= written["words_random"] and written["users"] <= 500
+    assert found["written"]["copied"] == pytest.approx(np.mean([run["written"]["copied"] for run in runs]), abs=1e-4) and found["extra"] == [run["extra"] for run in runs]
     for over, lift in found["lifts"].items():
         means = {name: np.mean([run["ndcg@10"][name] for run in runs]) for name in ("genre", over)}
         assert lift["over_users"]["mean"] == pytest.approx(means["genre"] / means[over] - 1, abs=1e-6) and len(lift["by_seed"]) == 2
@@ -79,9 +82,12 @@ def test_fewer_users_teach_and_all_are_asked(seeds, folder, tmp_path, monkeypatc
     run(seeds, monkeypatch, "--data", folder, "--out", tmp_path, "--seeds", 1)
     asked = [len(json.loads((tmp_path / name / "0.json").read_text())["ndcg@10"]["genre"]) for name in ("shop.warm.0.3", "shop.warm")]
     assert asked[0] == asked[1]
+    other = seeds.fewer_users(data, 0.1, draw=1)
+    assert set(other.interactions["user"]) != who[0] and len(set(other.interactions["user"])) <= 10
 
 
-@pytest.mark.parametrize("options, message", [(["--data", "nowhere"], "there is no such folder"), (["--users", "1.5"], "above 0 and at most 1"), (["--seeds", "0"], "at least 1")])
+@pytest.mark.parametrize("options, message", [(["--data", "nowhere"], "there is no such folder"), (["--users", "1.5"], "above 0 and at most 1"), (["--seeds", "0"], "at least 1"),
+                                              (["--draw", "1"], "with --users below 1")])
 def test_wrong_options_of_seeds(seeds, folder, tmp_path, monkeypatch, options, message):
     with pytest.raises(SystemExit, match=message): run(seeds, monkeypatch, "--data", folder, "--out", tmp_path, *options)
 

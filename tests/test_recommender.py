@@ -476,6 +476,10 @@ def test_remembering_changes_nothing_but_how_often_is_asked(fitted, data):
     lists, scores = fitted.question("valid").lists(fitted.first, 10)
     again = fitted.question("valid").lists(fitted.stage(fitted.first_name, {n: Remembering(s) for n, s in fitted.stages.items()}), 10)
     assert torch.equal(lists, again[0]) and torch.equal(scores, again[1])
+    Counting.asked, mask = 0, torch.from_numpy(requests.history.toarray() > 0)
+    kept, plain = Remembering(stage), stage.standardised(requests, mask)
+    for _ in range(3): assert torch.equal(kept.standardised(requests, mask), plain)
+    assert Counting.asked == 2 and torch.equal(kept.scores(requests), before)      # once for the plain ones, once for those remembered
 
 
 def test_register(data):
