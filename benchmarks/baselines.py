@@ -4,6 +4,7 @@
     python benchmarks/baselines.py --data FOLDER --protocol item-cold         # nothing but the text of the tested items is known
     python benchmarks/baselines.py --data FOLDER --only ease,ials,mult_vae    # some of them
     python benchmarks/baselines.py --data FOLDER --out baselines.json         # finished baselines are read from there: stop and go on
+    … --out baselines.json --summary nbs/results/baselines.json               # for the notebooks: without the single trials, beside other sets
 
 Every baseline of `genre_nb.collaborative_filtering.SPACES` gets the same number of trials (`--budget`), drawn with `--seed`, judged by
 nDCG@10 on validation. Then fusions of the best are tuned in the same way. Everything is fitted on train; the test split is read once for
@@ -105,6 +106,14 @@ class Study:
         part.write_text(text + "\n", encoding="utf-8")
         part.replace(self.options.out)
 
+    def summarise(self, path: Path) -> None:
+        "This table without its trials; what the file holds of other sets stays."
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        found[f"{self.setup['data']}.{self.setup['protocol']}"] = {
+            **{key: self.setup[key] for key in ("budget", "seed", "validation_requests", "test_requests")},
+            "baselines": {name: {key: value for key, value in entry.items() if key != "all_trials"} for name, entry in self.done.items()}}
+        path.write_text(json.dumps(dict(sorted(found.items())), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
     def run(self, name: str, space: Space) -> None:
         "One baseline, unless it is done."
         if name in self.done: return
@@ -162,6 +171,7 @@ def main() -> None:
     parser.add_argument("--no-clock", action="store_true", help="timestamps are only an order: no recent or decayed popularity")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--out", type=Path, help="JSON; finished baselines are read from it and kept")
+    parser.add_argument("--summary", type=Path, help="JSON for the notebooks: settings and test values, no trials")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     data = load(options.data, options.protocol, options.seed)
@@ -176,6 +186,7 @@ def main() -> None:
         if options.only is None: study.fuse(list(spaces))
     except KeyboardInterrupt:
         sys.exit(f"\nstopped; the same command goes on{'' if options.out else ', if it is given --out'}")
+    if options.summary: study.summarise(options.summary)
     best = max(study.done, key=lambda name: study.done[name]["validation_ndcg@10"])
     print(f"\nbest on validation: {best}, test nDCG@10 {study.done[best]['test']['ndcg@10']['mean']:.4f}")
 

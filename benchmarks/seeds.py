@@ -1,13 +1,14 @@
 """Several trainings of GENRE on one set, its first stages and training lists fitted once: what is a finding, and what one draw?
 
-usage: python benchmarks/seeds.py --data FOLDER [--protocol warm] [--seeds 5] [--users 1] [--draw 0] --out RUNS [--summary nbs/results/seeds.json]
+usage: python benchmarks/seeds.py --data FOLDER [--protocol warm] [--seeds 5] [--users 1] [--draw 0] [--hard-negatives 16] --out RUNS
+                                  [--summary nbs/results/seeds.json]
 A seed changes the weights at the start, the batches, and what G writes. Rows, first stages and training lists stay, so that a seed
 costs two trainings (the game, and its twin without) and not the whole fit. What G writes for some of the test users is counted, too, and
-what it is grounded to: numbers only, no text of the data is kept. `--users 0.1` learns from the rows of a tenth of the users
-only (`--draw` says which), and asks the same users as ever, each with the whole history: how hungry for data is it? (D's dial w over seeds is the business of
-ablations.py.) RUNS holds a folder for each set, protocol and share with one file for each finished seed, which is not trained again; a
-training that was interrupted goes on. Test is read once by each training. The intervals of the summary: over users (paired bootstrap of
-each user's mean over seeds), and over seeds (Student's t).
+what it is grounded to: numbers only, no text of the data is kept. `--users 0.1` learns from the rows of a tenth of the users only
+(`--draw` says which), and asks the same users as ever, each with the whole history: how hungry for data is it? `--hard-negatives 0`
+plays without them, beside the study that has them. (D's dial w over seeds is the business of ablations.py.) RUNS holds a folder for each
+study with one file for each finished seed, which is not trained again; a training that was interrupted goes on. Test is read once by
+each training. The intervals of the summary: over users (paired bootstrap of each user's mean over seeds), and over seeds (Student's t).
 """
 import argparse
 import copy
@@ -84,9 +85,10 @@ class Study:
     "One set under one protocol: what all seeds share, and what each finds."
 
     def __init__(self, options: argparse.Namespace):
-        self.name = f"{options.data.resolve().name}.{options.protocol}{'' if options.users == 1 else f'.{options.users:g}'}{f'.draw{options.draw}' if options.draw else ''}"
+        hard = options.hard_negatives
+        self.name = f"{options.data.resolve().name}.{options.protocol}{'' if options.users == 1 else f'.{options.users:g}'}{f'.draw{options.draw}' if options.draw else ''}{'' if hard is None else f'.hard{hard}'}"
         self.folder, self.options = options.out / self.name, options
-        self.shop = GenreRecommender(GenreConfig(protocol=options.protocol).seeded(0))
+        self.shop = GenreRecommender(GenreConfig(protocol=options.protocol, **({} if hard is None else {"hard_negatives": hard})).seeded(0))
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def say(self, message: str) -> None: print(f"{time.strftime('%H:%M:%S')} {self.name}: {message}", flush=True)
@@ -170,6 +172,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--users", type=float, default=1.0, help="share of the users that is learned from; all are asked")
     parser.add_argument("--draw", type=int, default=0, help="which users a share below 1 holds")
+    parser.add_argument("--hard-negatives", type=int, help="of each user, instead of the default; 0: none")
     parser.add_argument("--out", type=Path, required=True, help="finished seeds are kept there")
     parser.add_argument("--summary", type=Path, help="write the results there; what it holds of other studies stays")
     options = parser.parse_args()
@@ -177,6 +180,7 @@ def main() -> None:
     if options.seeds < 1: sys.exit(f"--seeds {options.seeds}: give at least 1")
     if not 0 < options.users <= 1: sys.exit(f"--users {options.users:g}: give a share above 0 and at most 1")
     if options.draw < 0 or options.draw and options.users == 1: sys.exit(f"--draw {options.draw}: give a number from 0 upward, with --users below 1")
+    if options.hard_negatives is not None and options.hard_negatives < 0: sys.exit(f"--hard-negatives {options.hard_negatives}: give a number from 0 upward")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     study = Study(options)
     missing = [seed for seed in range(options.seeds) if not (study.folder / f"{seed}.json").exists()]

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -58,7 +58,7 @@ class RerankConfig(BaseModel):
     behaviour_grid: tuple[float, ...] = (0.0, 0.5, 1.0)              # β to choose from on validation
     judge_grid: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)  # λ to choose from
     match_grid: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 1.0)       # γ to choose from
-    generated_grid: tuple[int, ...] = (0, 30)                        # candidates from generated descriptions, beside C: how many to choose from
+    generated_grid: tuple[NonNegativeInt, ...] = (0, 30)             # candidates from generated descriptions, beside C: how many to choose from
     tune_users: int = Field(default=3000, ge=1)                      # validation users at most
     seed: int = Field(default=0, ge=0)                               # of folds, lists and weights
 

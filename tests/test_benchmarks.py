@@ -72,6 +72,14 @@ def test_seeds_share_their_stages_and_are_not_trained_twice(seeds, folder, tmp_p
     assert "genre over genre_gan_off: users" in capsys.readouterr().out
 
 
+def test_a_study_without_hard_negatives_stands_beside_the_other(seeds, folder, tmp_path, monkeypatch):
+    options = ["--data", folder, "--out", tmp_path, "--seeds", 1]
+    run(seeds, monkeypatch, *options)
+    run(seeds, monkeypatch, *options, "--hard-negatives", 0)
+    on, off = (json.loads((tmp_path / name / "0.json").read_text()) for name in ("shop.warm", "shop.warm.hard0"))
+    assert on["ndcg@10"]["first_stage"] == off["ndcg@10"]["first_stage"] and on["auc_match"] != off["auc_match"]
+
+
 def test_fewer_users_teach_and_all_are_asked(seeds, folder, tmp_path, monkeypatch):
     data = RecDataset.from_folder(folder)
     tenth, third = (seeds.fewer_users(data, share) for share in (0.1, 0.3))
@@ -87,7 +95,7 @@ def test_fewer_users_teach_and_all_are_asked(seeds, folder, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("options, message", [(["--data", "nowhere"], "there is no such folder"), (["--users", "1.5"], "above 0 and at most 1"), (["--seeds", "0"], "at least 1"),
-                                              (["--draw", "1"], "with --users below 1")])
+                                              (["--draw", "1"], "with --users below 1"), (["--hard-negatives", "-1"], "from 0 upward")])
 def test_wrong_options_of_seeds(seeds, folder, tmp_path, monkeypatch, options, message):
     with pytest.raises(SystemExit, match=message): run(seeds, monkeypatch, "--data", folder, "--out", tmp_path, *options)
 
@@ -101,3 +109,16 @@ def test_a_made_up_shop_has_the_size_that_was_asked_for(tmp_path):
     assert abs(shares["train"] - 0.8) < 0.05 and not data.interactions.duplicated(["user", "item"]).any()
     likes = pd.Series(np.asarray(data.matrix("train").sum(0)).ravel()).sort_values(ascending=False)
     assert likes.iloc[:9].sum() > 0.15 * likes.sum(), "fame follows Zipf's law, so a tenth of the items has far more than a tenth of the likes"
+
+
+def test_what_is_written_is_counted_and_not_kept(folder, tmp_path, monkeypatch, capsys):
+    from genre_nb.recommender import GenreRecommender
+    model, summary = tmp_path / "model", tmp_path / "written.json"
+    shop = GenreRecommender(tiny()).fit(RecDataset.from_folder(folder))
+    shop.save(model)
+    summary.write_text(json.dumps({"another.warm": {}}))
+    run(script("written"), monkeypatch, model, "--users", 30, "--summary", summary)
+    found = json.loads(summary.read_text())
+    assert set(found) == {"another.warm", f"{shop.data.name}.warm"} and found[f"{shop.data.name}.warm"]["users"] == 30
+    assert all(isinstance(value, (int, float)) for value in found[f"{shop.data.name}.warm"].values()) and "words_real" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="nowhere.*is missing"): run(script("written"), monkeypatch, tmp_path / "nowhere")

@@ -540,6 +540,13 @@ def test_benchmark_tunes_and_goes_on(benchmark, shop, tmp_path, monkeypatch, cap
     users = np.flatnonzero((np.diff(later.indptr) > 0) & (np.diff(data.matrix("train").indptr) > 0))
     lists, _ = EASE(**best).fit(data).retrieve(data.requests(users, ("train", "valid")), 10)
     assert np.isclose(evaluate_lists(lists, later[users], n_items=data.n_items, ks=(10,)).mean("ndcg@10"), both["ease"]["test"]["ndcg@10"]["mean"])
+    summary = tmp_path / "summary.json"
+    summary.write_text(json.dumps({"another.warm": {}}))
+    run(benchmark, monkeypatch, *common, "--summary", summary)
+    told = json.loads(summary.read_text())
+    assert set(told) == {"another.warm", f"{shop.name}.warm"} and told[f"{shop.name}.warm"]["budget"] == 2
+    assert {n: e["test"] for n, e in told[f"{shop.name}.warm"]["baselines"].items()} == {n: e["test"] for n, e in both.items()}
+    assert not any("all_trials" in e for e in told[f"{shop.name}.warm"]["baselines"].values())
     with pytest.raises(SystemExit, match="made with other options"): run(benchmark, monkeypatch, *common, "--seed", 1)
     with pytest.raises(SystemExit, match="choose from"): run(benchmark, monkeypatch, "--data", shop, "--only", "magic")
 

@@ -33,10 +33,12 @@ class OnGPU(pl.Callback):
         pl_module.transfer_batch_to_device = lambda batch, device, index: batch_to(batch, GPU)
 
 
-def play(shop, **options) -> GenreGAN:
+def play(shop, hard: bool = False, **options) -> GenreGAN:
     data, tokenizer = shop
-    module = TripleDataModule(data, tokenizer, GanConfig(**{**SMALL, **options}))
+    wrong = np.arange(data.n_users * 2).reshape(-1, 2) % data.n_items if hard else None
+    module = TripleDataModule(data, tokenizer, GanConfig(**{**SMALL, **options}), hard_negatives=wrong)
     gan = GenreGAN(module.triples.config, len(tokenizer), module.item_tokens)
+    if hard: gan.ground = lambda pair: wrong if pair.generate(module.triples.batch(0).cond.rows(slice(0, 2))).device == GPU else None
     gan.watch(["运动鞋"], tokenizer)
     with quiet_lightning(): make_trainer(accelerator="cpu", callbacks=[OnGPU()]).fit(gan, datamodule=module)
     return gan
@@ -59,6 +61,11 @@ def test_the_game_stays_on_its_device(shop, players, adversarial):
 @pytest.mark.parametrize("option", [dict(loss="wasserstein"), dict(loss="saturating"), dict(loss="hinge"), dict(loss="least_squares"), dict(loss="relativistic")])
 def test_every_loss_stays_on_its_device(shop, option):
     with PretendGPU(): assert play(shop, **PLAYERS[0], **option).clock.done
+
+
+def test_hard_negatives_stay_on_their_device(shop):
+    with PretendGPU(): gan = play(shop, hard=True, **PLAYERS[0])
+    assert gan.clock.done and gan.grounded[1].shape[1] == 2 and gan.trainer.datamodule.triples.batch(gan.clock.step).hard.any()
 
 
 def test_players_on_a_gpu_answer_from_the_host(shop):
