@@ -24,11 +24,12 @@ from .retrieval import Retriever, seen, z_scores
 
 # %% auto #0
 __all__ = ['FUSION_GRID', 'Ask', 'Opinion', 'PARTS', 'UP', 'DOWN', 'Weights', 'RerankConfig', 'log_prior', 'barred',
-           'candidates_of', 'marks', 'mean_ndcg', 'Opinions', 'union_of_best', 'opinions_of', 'ascend', 'halves',
-           'tune_fusion', 'last_item_only', 'centred', 'within_list', 'Behaviour', 'folds', 'after_label', 'Lists',
-           'training_lists', 'thin', 'cross_fit', 'Scorer', 'list_loss', 'fit_scorer', 'train_network', 'held_ndcg',
-           'snapshot', 'Reranked', 'opinion', 'check_candidates', 'combine', 'Reranker', 'tune_weights', 'lengthened',
-           'clearly_better', 'followed_by', 'just_below', 'moves', 'card', 'plot_moves', 'diversify']
+           'candidates_of', 'marks', 'user_ndcg', 'mean_ndcg', 'Opinions', 'union_of_best', 'opinions_of', 'ascend',
+           'halves', 'tune_fusion', 'last_item_only', 'centred', 'within_list', 'Behaviour', 'folds', 'after_label',
+           'Lists', 'training_lists', 'thin', 'cross_fit', 'Scorer', 'list_loss', 'fit_scorer', 'train_network',
+           'held_ndcg', 'snapshot', 'Reranked', 'opinion', 'check_candidates', 'combine', 'Reranker', 'tune_weights',
+           'simplest', 'lengthened', 'clearly_better', 'followed_by', 'just_below', 'moves', 'card', 'plot_moves',
+           'diversify']
 
 # %% ../nbs/11_reranking.ipynb #3002e9fa
 class Weights(BaseModel):
@@ -59,6 +60,7 @@ class RerankConfig(BaseModel):
     judge_grid: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)  # λ to choose from
     match_grid: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 1.0)       # γ to choose from
     generated_grid: tuple[NonNegativeInt, ...] = (0, 30)             # candidates from generated descriptions, beside C: how many to choose from
+    caution: float = Field(default=0.0, ge=0)                        # standard errors by which weights must win over simpler ones; 0: the best mean
     tune_users: int = Field(default=3000, ge=1)                      # validation users at most
     seed: int = Field(default=0, ge=0)                               # of folds, lists and weights
 
@@ -118,17 +120,22 @@ def marks(
     return torch.from_numpy(hit) & (items >= 0)
 
 # %% ../nbs/11_reranking.ipynb #a475939c
-def mean_ndcg(
+def user_ndcg(
     hits: Tensor,    # (B, k) bool
     n_liked: Tensor, # (B,) int64
     k: int,
-) -> float:
-    "Mean nDCG@k of marked lists; users without a like do not count."
+) -> Tensor:         # (≤ B,) float64
+    "nDCG@k of marked lists; users without a like are left out."
     discount = 1 / torch.log2(torch.arange(2, k + 2, dtype=torch.float64))
     ideal = torch.cat([torch.zeros(1, dtype=torch.float64), discount.cumsum(0)])[n_liked.clamp(max=k)]
     gain = (hits * discount[: hits.shape[1]]).sum(1)
     some = n_liked > 0
-    return float((gain[some] / ideal[some]).mean())
+    return gain[some] / ideal[some]
+
+
+def mean_ndcg(hits: Tensor, n_liked: Tensor, k: int) -> float:
+    "Mean of `user_ndcg`."
+    return float(user_ndcg(hits, n_liked, k).mean())
 
 # %% ../nbs/11_reranking.ipynb #0e0f4740
 @dataclass(frozen=True)
@@ -725,21 +732,35 @@ def tune_weights(
     k: int = 10,                     # of nDCG@k
     parts: dict[str, Tensor] | None = None,   # from `parts`
 ) -> tuple[Weights, pd.DataFrame]:   # the best weights; every trial
-    "All combinations of the grids; equals go to the smaller weights, so that nothing is used that does not help."
+    "All combinations of the grids; equals (with `config.caution`, what is not clearly worse) go to the smaller weights, so that nothing is used that does not help."
     config = reranker.config
     parts = reranker.parts(requests, items, scores) if parts is None else parts
     grids = {"behaviour": config.behaviour_grid, "judge": config.judge_grid, "match": config.match_grid}
     space = {name: sorted(set(grid)) if name in parts else [0.0] for name, grid in grids.items()}
     good = marks(items, relevant)
-    ideal = torch.from_numpy(np.diff(relevant.indptr))
+    ideal, values = torch.from_numpy(np.diff(relevant.indptr)), {}
 
     def objective(setting: dict) -> float:
         total, _ = combine(parts, {name: torch.tensor(value) for name, value in setting.items()})
         order = total.sort(dim=1, descending=True, stable=True).indices[:, :k]
-        return mean_ndcg(good.gather(1, order), ideal, k)
+        values[tuple(setting.values())] = user_ndcg(good.gather(1, order), ideal, k)
+        return float(values[tuple(setting.values())].mean())
 
     result = tune(objective, space, budget=int(np.prod([len(v) for v in space.values()])), seed=config.seed)
-    return Weights(**result.best), result.trials
+    best = tuple(result.best.values())
+    return Weights(**dict(zip(result.best, simplest(values, best, config.caution)))), result.trials
+
+
+def simplest(
+    values: Mapping[tuple[float, ...], Tensor],   # weights → (B,) a metric of each user
+    best: tuple[float, ...],                      # the weights with the best mean
+    caution: float,                               # standard errors
+) -> tuple[float, ...]:                           # weights
+    "Of all that is behind the best by at most `caution` standard errors of the difference, paired by user: the fewest parts, then the smallest sum, then the best mean."
+    if not caution: return best
+    loss = {weights: (values[best] - value).double() for weights, value in values.items()}
+    fair = [weights for weights, d in loss.items() if not d.mean() > caution * d.std(correction=0) / len(d) ** 0.5]
+    return min(fair, key=lambda weights: (sum(w > 0 for w in weights), sum(weights), float(loss[weights].mean())))
 
 # %% ../nbs/11_reranking.ipynb #1da09b0a
 def lengthened(

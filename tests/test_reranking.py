@@ -15,7 +15,7 @@ from genre_nb.collaborative_filtering import ItemKNN
 from genre_nb.datasets import RecDataset, Requests
 from genre_nb.evaluation import ranking_metrics
 from genre_nb.reranking import (FUSION_GRID, Behaviour, Lists, Opinions, Reranker, RerankConfig, Scorer, Weights, ascend, barred, candidates_of, centred, clearly_better,
-                                cross_fit, diversify, fit_scorer, folds, followed_by, halves, just_below, last_item_only, lengthened, list_loss, log_prior, marks, mean_ndcg, thin,
+                                cross_fit, diversify, fit_scorer, folds, followed_by, halves, just_below, last_item_only, lengthened, list_loss, log_prior, marks, mean_ndcg, simplest, thin,
                                 moves, opinions_of, plot_moves, training_lists, tune_fusion, tune_weights, union_of_best, within_list, PARTS)
 from genre_nb.retrieval import Fusion, Popularity
 
@@ -597,3 +597,29 @@ def test_just_below_leaves_the_top_out(data):
     assert len({tuple(row) for row in places}) > 1                                       # other places for other users
     few = just_below(first, requests, 6, np.random.default_rng(0), skip=5, depth=8)
     assert few.shape == (12, 6) and ((few >= 0).sum(1) == 3).all()
+
+
+def test_caution_takes_the_simplest_that_is_not_clearly_worse():
+    rng = np.random.default_rng(0)
+    noise = torch.from_numpy(rng.normal(size=500))
+    values = {(0.0, 0.0): noise, (0.0, 1.0): noise + 0.01 + 0.2 * torch.from_numpy(rng.normal(size=500)), (1.0, 0.0): noise + 0.5, (1.0, 1.0): noise + 0.5 + torch.tensor([0.02, -0.019] * 250)}
+    best = max(values, key=lambda weights: values[weights].mean())
+    assert best == (1.0, 1.0) and simplest(values, best, 0.0) == best and simplest(values, best, 1.0) == (1.0, 0.0)      # half a unit is more than luck; 0.0005 is half a standard error
+    assert simplest({k: v[:1] for k, v in values.items()}, best, 100.0) in values
+    flat = {(0.0, 0.0): noise, (0.0, 1.0): noise + torch.tensor([0.3, -0.28] * 250)}
+    assert simplest(flat, (0.0, 1.0), 3.0) == (0.0, 0.0)
+
+
+def test_caution_of_tune_weights_never_takes_more_parts(data):
+    first, rng = ItemKNN().fit(data), np.random.default_rng(1)
+    requests = data.requests(np.arange(data.n_users))
+    items, scores = candidates_of(first, requests, 30)
+    noise = torch.from_numpy(rng.normal(size=(data.n_users, data.n_items))).float()
+    used = []
+    for caution in (0.0, 1.0, 50.0):
+        reranker = Reranker(RerankConfig(caution=caution), judge=lambda requests, items: noise[torch.from_numpy(requests.users)[:, None], items.clamp(min=0)])
+        weights, trials = tune_weights(reranker, requests, items, scores, data.matrix("valid"))
+        used.append(weights.judge)
+        assert len(trials) == len(RerankConfig().judge_grid)
+    assert used[0] >= used[1] >= used[2] == 0
+    with pytest.raises(ValidationError, match="caution"): RerankConfig(caution=-1)
