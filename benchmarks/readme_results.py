@@ -14,7 +14,7 @@ def main(folder: Path) -> None:
     "metrics.json → nbs/results/demo.json"
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     kept = {"dataset": metrics["dataset"], "best_baseline": metrics["best_baseline"], "seed": metrics["config"]["seed"],
-            "seconds": round(metrics["seconds"]["total"]),
+            "seconds": round(metrics["seconds"]["total"]), "weights": metrics["weights"],
             "systems": {name: {m: values[m] for m in METRICS} for name, values in metrics["systems"].items()},
             **{lift: {"ndcg@10": metrics[lift]["ndcg@10"]} for lift in LIFTS}}
     target = Path(__file__).resolve().parents[1] / "nbs" / "results" / "demo.json"
