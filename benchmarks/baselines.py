@@ -82,7 +82,7 @@ class Study:
     def __init__(self, options: argparse.Namespace, data: RecDataset):
         self.options, self.data = options, data
         self.valid = ask(data, "valid", ("train",), options.protocol, options.users, options.seed)
-        self.test = ask(data, "test", ("train", "valid"), options.protocol, options.users, options.seed)
+        self.test = ask(data, "test", ("train", "valid"), options.protocol, 0, options.seed)
         self.setup = {"data": options.data.resolve().name, "protocol": options.protocol, "budget": options.budget, "seed": options.seed,
                       "users": options.users, "validation_requests": len(self.valid.requests), "test_requests": len(self.test.requests)}
         self.done = self.read()
@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=12, help="settings tried for each baseline, the same for all")
     parser.add_argument("--seed", type=int, default=0, help="of the search")
     parser.add_argument("--only", help="names, with commas between; fusions are left out then")
-    parser.add_argument("--users", type=int, default=0, help="at most so many users, drawn at random (0: all)")
+    parser.add_argument("--users", type=int, default=0, help="choose on at most so many users, drawn at random (0: all); all are tested on")
     parser.add_argument("--no-clock", action="store_true", help="timestamps are only an order: no recent or decayed popularity")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--out", type=Path, help="JSON; finished baselines are read from it and kept")

@@ -29,7 +29,7 @@ from torch import Tensor
 from genre_nb.datasets import RecDataset, Requests
 from genre_nb.evaluation import Evaluation, distinct_n, paired_lift, ranking_metrics
 from genre_nb.preprocessing import Analyzer
-from genre_nb.recommender import GenreConfig, GenreRecommender, Question, relabelled
+from genre_nb.recommender import GenreConfig, GenreRecommender, Question, fingerprint, relabelled
 from genre_nb.reranking import Behaviour, Lists, fit_scorer
 
 PARTS = ("genre_gan_off", "genre_features_only", "genre_text_only", "genre_g_off", "genre_d_shuffled")
@@ -43,8 +43,7 @@ class Remembered:
     def __getattr__(self, name): return getattr(self.behaviour, name)
 
     def __call__(self, requests: Requests, items: Tensor) -> Tensor:
-        history = requests.history
-        key = b"".join(part.tobytes() for part in (requests.users, history.indptr, history.indices, requests.recent, items.numpy()))
+        key = (*fingerprint(requests), items.numpy().tobytes())
         if key not in self.known: self.known[key] = self.behaviour(requests, items)
         return self.known[key]
 

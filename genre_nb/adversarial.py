@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -442,6 +443,11 @@ class Triples:
         self.moments = self.conditions.moments(self.likes, data, context)      # (L, F)
         self.by_item = self.index[np.argsort(self.likes.item[self.index], kind="stable")]
         self.order = lru_cache(2)(lambda epoch: np.random.default_rng([config.seed, 1, epoch]).permutation(self.index))
+
+    def facts(self) -> dict[str, int]:
+        "What is learned from, in numbers: two trainings that differ in one of them are not the same training."
+        likes = np.stack([self.likes.user, self.likes.item]).astype(np.int64)
+        return {"likes": zlib.crc32(likes.tobytes()), "hard_negatives": 0 if self.hard is None else self.hard.shape[1]}
 
     def ground(
         self,
@@ -1030,6 +1036,7 @@ class GameRecord(Game):
         self.pretrained: dict | None = None   # everything as it stood after `pretrain_g`: a twin may start from there
         self.ground: Callable[[Players], np.ndarray] | None = None   # asked once, when G can write: (U, N) hard negatives
         self.grounded: tuple[int, Tensor] | None = None              # what it answered, and the step from which on it counts
+        self.facts: dict[str, int] = {}       # what it learns from, in numbers: a checkpoint that learned from something else is refused
 
     @property
     def history(self) -> pd.DataFrame:   # one row per health check
@@ -1051,7 +1058,7 @@ class GameRecord(Game):
         checkpoint["genre_gan"] = {
             "config": self.config.model_dump_json(), "vocab_size": self.vocab_size, "clock": self.clock.state(),
             "best": self.best.state(), "rows": self.rows, "samples": self.samples_log, "since": self.since,
-            "play_start": self.play_start, "reference": self.reference and [m.state_dict() for m in self.reference], "grounded": self.grounded}
+            "play_start": self.play_start, "reference": self.reference and [m.state_dict() for m in self.reference], "grounded": self.grounded, "facts": self.facts}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         "Counters, best state and reference; Lightning brings back weights and optimizers."
@@ -1060,6 +1067,9 @@ class GameRecord(Game):
         if changed := [name for name in now if now[name] != then.get(name)]:
             raise ValueError(f"the checkpoint was made with another configuration ({', '.join(changed)} differ): "
                              f"use that one, or another checkpoint folder")
+        if others := [name for name, value in self.facts.items() if saved.get("facts", self.facts).get(name) != value]:
+            raise ValueError(f"the checkpoint learned from something else ({', '.join(others)} differ): "
+                             f"give the same data and options, or another checkpoint folder")
         self.clock.load(saved["clock"])
         self.best.load(saved["best"])
         self.rows, self.samples_log, self.since = saved["rows"], saved["samples"], saved["since"]
@@ -1355,7 +1365,7 @@ def train_gan(
     if token_vectors is not None: gan.set_token_embeddings(token_vectors)
     gan.set_context_scale(module.triples.moments)
     if interests: gan.watch(interests, tokenizer)
-    gan.ground = ground
+    gan.ground, gan.facts = ground, module.triples.facts() | {"item texts": zlib.crc32(module.item_tokens.numpy().tobytes())}
     last = Path(checkpoint_dir) / "last.ckpt" if checkpoint_dir else None
     if twin is not None and twin.pretrained and not (last and last.exists()): gan.start_from(twin)
     with quiet_lightning():

@@ -26,11 +26,11 @@ from .retrieval import BM25, TFIDF, Dense, Fusion, Popularity, Retriever, smooth
 # %% auto #0
 __all__ = ['FACTORS', 'SPACES', 'VIEWS', 'ItemKNN', 'keep_largest', 'largest', 'UserKNN', 'RP3Beta', 'transition', 'EASE',
            'user_weights', 'fame_price', 'ease_weights', 'keep_heaviest', 'mirror_lower', 'IALS', 'need_implicit',
-           'fold_in', 'bpr_loss', 'softmax_loss', 'without_target', 'at_least_one', 'descend', 'HistoryFactors',
-           'score_of', 'pool', 'BPR', 'SoftmaxMF', 'multinomial_loss', 'gaussian_kl', 'annealed', 'MultVAE',
-           'unit_length', 'encode_history', 'decode_history', 'Space', 'time_span', 'of_kind', 'ials_for',
-           'softmax_for', 'decayed_popularity', 'recent_popularity', 'tune_baseline', 'fusion_space', 'check_views',
-           'pieces', 'text_view', 'TextEASE', 'kernel_factor', 'predicted_columns', 'text_ease_trials']
+           'fold_in', 'bpr_loss', 'softmax_loss', 'pool', 'without_target', 'at_least_one', 'descend', 'HistoryFactors',
+           'score_of', 'BPR', 'SoftmaxMF', 'multinomial_loss', 'gaussian_kl', 'annealed', 'MultVAE', 'unit_length',
+           'encode_history', 'decode_history', 'Space', 'time_span', 'of_kind', 'ials_for', 'softmax_for',
+           'decayed_popularity', 'recent_popularity', 'tune_baseline', 'fusion_space', 'check_views', 'pieces',
+           'text_view', 'TextEASE', 'kernel_factor', 'predicted_columns', 'text_ease_trials']
 
 # %% ../nbs/10_collaborative_filtering.ipynb #fb7da1b1
 class ItemKNN(Retriever):
@@ -401,17 +401,33 @@ def softmax_loss(
     rest = torch.logsumexp(others, dim=1) + math.log(represent)
     return torch.nn.functional.softplus(rest - liked)
 
+# %% ../nbs/10_collaborative_filtering.ipynb #f76fc900
+def pool(
+    indices: Tensor,    # (N,) item codes of all histories
+    begins: Tensor,     # (P,) where each history begins
+    vectors: Tensor,    # (I, D)
+    power: float,       # a
+) -> Tensor:            # (P, D); 0 for an empty history
+    "Sum of the vectors of each history, divided by its length to the power a."
+    total = torch.nn.functional.embedding_bag(indices, vectors, begins, mode="sum")
+    lengths = torch.diff(begins, append=torch.tensor([len(indices)])).clamp(min=1)
+    return total / (lengths.float() ** power)[:, None]
+
 
 def without_target(
     matrix: sp.csr_matrix,   # (U, I) who liked what
     users: np.ndarray,       # (P,) codes
     items: np.ndarray,       # (P,) an item that each of them liked
-) -> tuple[Tensor, Tensor]:  # (N,) item codes of all histories, one after the other; (P,) where each begins
-    "Histories with the target taken out."
-    rows = matrix[users]
-    rest = rows.indices != np.repeat(items, np.diff(rows.indptr))
-    begins = rows.indptr[:-1] - np.arange(len(users))
-    return torch.from_numpy(rows.indices[rest].astype(np.int64)), torch.from_numpy(begins.astype(np.int64))
+    vectors: Tensor,         # (I, D)
+    power: float,            # a
+) -> Tensor:                 # (P, D); 0 where nothing else was liked
+    "`pool` of each history without the target. Each user of the batch is summed once, and the target subtracted."
+    asked, place = np.unique(users, return_inverse=True)
+    rows, target = matrix[asked], torch.from_numpy(items.astype(np.int64))
+    whole = pool(*(torch.from_numpy(part.astype(np.int64)) for part in (rows.indices, rows.indptr[:-1])), vectors, 0.0)
+    others = torch.from_numpy(np.diff(rows.indptr)[place] - 1)
+    rest = (whole[torch.from_numpy(place)] - vectors[target]) / (others.clamp(min=1).float() ** power)[:, None]
+    return rest * (others > 0)[:, None]
 
 # %% ../nbs/10_collaborative_filtering.ipynb #9a10aa8a
 def at_least_one(**values: int) -> None:   # options by name
@@ -501,7 +517,7 @@ class HistoryFactors(Retriever):
     def _batch_loss(self, matrix, users, items, vectors, generator) -> Tensor:
         "Loss and penalty of some likes."
         liked, offered, bias = vectors
-        people, targets = pool(*without_target(matrix, users, items), liked, self.power), torch.from_numpy(items.astype(np.int64))
+        people, targets = without_target(matrix, users, items, liked, self.power), torch.from_numpy(items.astype(np.int64))
         unliked = lambda codes: torch.from_numpy(np.asarray(matrix[users, codes.numpy().copy()]).ravel() == 0)
         penalty = people.square().sum(1) + offered[targets].square().sum(1)
         return self.loss(people, targets, offered, bias, unliked, generator) + self.l2 * penalty.mean()
@@ -523,18 +539,6 @@ def score_of(
 ) -> Tensor:           # (P,)
     "w(h)ᵀ v_i + b_i for one item per history."
     return (people * offered[items]).sum(1) + bias[items]
-
-# %% ../nbs/10_collaborative_filtering.ipynb #867afd0a
-def pool(
-    indices: Tensor,    # (N,) item codes of all histories
-    begins: Tensor,     # (P,) where each history begins
-    vectors: Tensor,    # (I, D)
-    power: float,       # a
-) -> Tensor:            # (P, D); 0 for an empty history
-    "Sum of the vectors of each history, divided by its length to the power a."
-    total = torch.nn.functional.embedding_bag(indices, vectors, begins, mode="sum")
-    lengths = torch.diff(begins, append=torch.tensor([len(indices)])).clamp(min=1)
-    return total / (lengths.float() ** power)[:, None]
 
 # %% ../nbs/10_collaborative_filtering.ipynb #2b94cdb0
 class BPR(HistoryFactors):
@@ -569,12 +573,12 @@ class SoftmaxMF(HistoryFactors):
 
     def loss(self, people, items, offered, bias, unliked, generator):
         "Mean over the batch; one sample serves the whole batch."
-        n_items = len(bias)
-        everything = self.negatives is None or self.negatives >= n_items
-        drawn = torch.arange(n_items) if everything else torch.randint(n_items, (self.negatives,), generator=generator)
+        if self.negatives is None or self.negatives >= len(bias):
+            return torch.nn.functional.cross_entropy(people @ offered.T + bias, items)   # `softmax_loss` over all the others
+        drawn = torch.randint(len(bias), (self.negatives,), generator=generator)
         others = people @ offered[drawn].T + bias[drawn]
         others = others.masked_fill(drawn[None, :] == items[:, None], -1e9)
-        return softmax_loss(score_of(people, items, offered, bias), others, 1.0 if everything else n_items / self.negatives).mean()
+        return softmax_loss(score_of(people, items, offered, bias), others, len(bias) / self.negatives).mean()
 
 # %% ../nbs/10_collaborative_filtering.ipynb #615fe12d
 def multinomial_loss(

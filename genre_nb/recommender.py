@@ -880,12 +880,17 @@ class Settings:
             if name not in RETRIEVERS: raise ValueError(f"option retrievers: unknown retriever {name!r}, choose from {', '.join(RETRIEVERS)}, or register it first")
             self.own_stages[name] = RETRIEVERS[name]()
         self.protocol = PROTOCOLS[self.config.protocol]
-        known = [*dict.fromkeys([*(SINGLE_STAGES if self.protocol.collaborative else COLD_STAGES), *self.own_stages, *FIRST_STAGES, *([TUNED] if self.config.fusion_grid else [])])]
-        if self.config.first_stage not in (*known, "auto"):
-            raise ValueError(f"option first_stage: unknown first stage {self.config.first_stage!r}, choose one of {', '.join(known)}, or 'auto'")
+        if (chosen := self.config.first_stage) not in (*(known := self.choices()), "auto"):
+            raise ValueError(f"option first_stage: there is no first stage {chosen!r} with these options (protocol {self.config.protocol}): choose one of {', '.join(known)}, or 'auto'")
         self.data: RecDataset | None = None
         self.fusion: dict[str, float] = {}   # the weights of `zsum(tuned)`
         self.trained: Trained | None = None
+
+    def choices(self) -> list[str]:
+        "First stages that these options allow, single ones and fusions ('recent' only where the data have timestamps)."
+        there = [*(SINGLE_STAGES if self.protocol.collaborative else COLD_STAGES), *self.own_stages]
+        if not self.config.user_power_grid: there = [name for name in there if name != "ease_weighted"]
+        return [*stage_names(dict.fromkeys(there)), *([TUNED] if self.config.fusion_grid else [])]
 
     @property
     def fusions(self) -> dict[str, Callable]:

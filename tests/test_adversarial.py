@@ -192,6 +192,16 @@ def test_another_configuration_is_not_resumed(data, tokenizer, tmp_path):
         train_gan(data, tokenizer, small(pretrain_d_steps=0, play_steps=0, lr_d=0.5), checkpoint_dir=tmp_path)
 
 
+@pytest.mark.parametrize("what, change", [("hard_negatives", {"hard_negatives": True}), ("likes", {"splits": ("train", "valid")})])
+def test_a_checkpoint_that_learned_from_something_else_is_not_resumed(data, tokenizer, tmp_path, what, change):
+    train_gan(data, tokenizer, small(pretrain_d_steps=0, play_steps=0), checkpoint_dir=tmp_path)
+    before = (tmp_path / "last.ckpt").read_bytes()
+    if "hard_negatives" in change: change = {"hard_negatives": np.zeros((data.n_users, 1), np.int64)}
+    with pytest.raises(ValueError, match=f"learned from something else .{what} differ.*another checkpoint folder"):
+        train_gan(data, tokenizer, small(pretrain_d_steps=0, play_steps=0), checkpoint_dir=tmp_path, **change)
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+
+
 def test_early_stopping_goes_back_to_the_best_state(data, tokenizer):
     gan = train_gan(data, tokenizer, small(pretrain_g_steps=0, pretrain_d_steps=60, play_steps=0, patience=2, lr_d=0.05))
     seen = gan.history.loc[gan.history["phase"] == "pretrain_d", "auc_match"]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from genre_nb.collaborative_filtering import (BPR, EASE, IALS, SPACES, VIEWS, ItemKNN, MultVAE, RP3Beta, SoftmaxMF, Space, TextEASE, UserKNN, annealed,
                                               bpr_loss, ease_weights, user_weights, fold_in, fusion_space, gaussian_kl, keep_heaviest, keep_largest,
-                                              largest, mirror_lower, multinomial_loss, pieces, pool, softmax_loss, text_ease_trials, time_span,
+                                              largest, mirror_lower, multinomial_loss, pieces, softmax_loss, text_ease_trials, time_span,
                                               tune_baseline, without_target)
 from genre_nb.datasets import RecDataset, Requests
 from genre_nb.evaluation import evaluate_lists
@@ -377,7 +377,7 @@ def test_histories_without_the_target(matrix):
     users, items = np.nonzero(matrix)
     Q = torch.randn(matrix.shape[1], 3, generator=torch.Generator().manual_seed(0))
     for power in (0.0, 0.5, 1.0):
-        got = pool(*without_target(sp.csr_matrix(matrix), users, items), Q, power)
+        got = without_target(sp.csr_matrix(matrix), users, items, Q, power)
         for row, u, i in zip(got, users, items):
             others = [j for j in np.flatnonzero(matrix[u]) if j != i]
             assert torch.allclose(row, Q[others].sum(0) / max(len(others), 1) ** power, atol=1e-5)

@@ -341,7 +341,7 @@ def test_a_stage_that_closes_items_is_no_part_of_the_tuned_fusion(data):
 
 
 def test_no_grid_no_tuned_fusion(data):
-    with pytest.raises(ValueError, match="unknown first stage"): GenreRecommender(config(first_stage=TUNED, fusion_grid=()))
+    with pytest.raises(ValueError, match="there is no first stage 'zsum.tuned.' with these options"): GenreRecommender(config(first_stage=TUNED, fusion_grid=()))
     with pytest.raises(ValueError): config(fusion_grid=(-1.0,))
     assert TUNED not in GenreRecommender(config(fusion_grid=())).fit(data).valid_ndcg
 
@@ -528,7 +528,11 @@ def test_files_round_trip(tmp_path):
 
 
 def test_unknown_first_stage_is_refused_before_fitting():
-    with pytest.raises(ValueError, match="option first_stage: unknown first stage 'magic'"): GenreRecommender(config(first_stage="magic"))
+    with pytest.raises(ValueError, match="option first_stage: there is no first stage 'magic'.*choose one of popularity, "): GenreRecommender(config(first_stage="magic"))
+    for name in ("ease_weighted", "zsum(ease_weighted+dense)"):
+        with pytest.raises(ValueError, match="option first_stage: there is no first stage '.*ease_weighted"): GenreRecommender(config(first_stage=name, user_power_grid=()))
+        GenreRecommender(config(first_stage=name))
+    with pytest.raises(ValueError, match="with these options .protocol item-cold.: choose one of .*towers"): GenreRecommender(config(first_stage="zsum(ease+dense)", protocol="item-cold"))
     with pytest.raises(ValueError, match="vocab_sise"): GenreConfig(vocab_sise=5)
 
 
