@@ -1,6 +1,7 @@
 """How much memory and time a large shop takes: makes one, and runs `genre evaluate` on it in a process of its own.
 
 usage: python benchmarks/scale.py --out runs/scale [--users 100000] [--items 10000] [--likes 1000000] [--limit-gib 8] [--evaluate "--protocol user-cold"]
+                                  [--summary nbs/results/scale.json]
 The shop is made up, so that nothing has to be downloaded: every user has a few topics out of forty, every item has one and a title
 made of its words, fame follows Zipf's law, and a tenth of the likes each is held out for validation and test. Prints wall time, CPU
 time, peak memory, and peak memory relative to the table of one float32 for every user and item, which nothing may ever build.
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--likes", type=int, default=1_000_000)
     parser.add_argument("--limit-gib", type=float, default=8.0)
     parser.add_argument("--evaluate", default="", help="further options of `genre evaluate`, in one string")
+    parser.add_argument("--summary", type=Path, help="JSON for the notebooks: sizes, time and memory")
     options = parser.parse_args()
     if min(options.users, options.items, options.likes) < 1: sys.exit("--users, --items and --likes must be at least 1")
     shop = options.out / "shop"
@@ -65,8 +67,13 @@ def main() -> None:
     if done.returncode: sys.exit(f"`genre evaluate` stopped with exit code {done.returncode}; the same command goes on")
     peak, table = used.ru_maxrss / 2**20, 4 * options.users * options.items / 2**30
     metrics = json.loads((options.out / "run" / "metrics.json").read_text(encoding="utf-8"))
-    print(f"wall {time.perf_counter() - start:.0f} s, CPU {used.ru_utime + used.ru_stime:.0f} s, peak {peak:.2f} GiB (limit {options.limit_gib:g}), "
+    seconds = time.perf_counter() - start
+    print(f"wall {seconds:.0f} s, CPU {used.ru_utime + used.ru_stime:.0f} s, peak {peak:.2f} GiB (limit {options.limit_gib:g}), "
           f"{peak / table:.2f} times the table of users and items; nDCG@10 genre {metrics['systems']['genre']['ndcg@10']['mean']:.4f}, popularity {metrics['systems']['popularity']['ndcg@10']['mean']:.4f}")
+    if options.summary:
+        found = {"users": options.users, "items": options.items, "likes": len(pd.read_csv(shop / "interactions.csv.gz")), "test_users": metrics["users"] if "users" in metrics else None,
+                 "wall_s": round(seconds), "cpu_s": round(used.ru_utime + used.ru_stime), "peak_gib": round(peak, 2), "table_gib": round(table, 2), "evaluate": options.evaluate}
+        options.summary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if peak > options.limit_gib: sys.exit(1)
 
 

@@ -7,20 +7,21 @@ __all__ = ['RANKING_METRICS', 'GREY', 'ORANGE', 'BLUE', 'BLACK', 'Summary', 'Res
            'precision', 'recall', 'hit_rate', 'mrr', 'average_precision', 'ndcg', 'ranking_metrics', 'exposure',
            'coverage', 'gini', 'intra_list_diversity', 'self_information', 'beyond_accuracy', 'new_figure', 'shorten',
            'system_style', 'exposure_by_popularity', 'lorenz_curve', 'plot_exposure', 'frontier', 'plot_frontier',
-           'bootstrap_means', 'bootstrap_mean', 'Evaluation', 'evaluate_lists', 'paired_difference', 'paired_lift',
-           'comparison_table', 'plot_comparison', 'lift_by_group', 'plot_lift', 'TuneResult', 'trial_settings', 'tune',
-           'live_metrics', 'ab_test', 'ab_power', 'ab_sample_size', 'team_draft', 'interleaving_test',
-           'importance_weights', 'effective_sample_size', 'off_policy_value', 'estimate_examination',
-           'corrected_click_rate', 'bleu', 'self_bleu', 'distinct_n', 'held_out_likelihood', 'plot_reliability',
-           'plot_quality_diversity', 'attribute_match', 'auc', 'reliability_curve', 'judge_metrics']
+           'times_drawn', 'resamples', 'bootstrap_means', 'bootstrap_mean', 'Evaluation', 'evaluate_lists',
+           'paired_difference', 'paired_lift', 'comparison_table', 'plot_comparison', 'lift_by_group', 'plot_lift',
+           'TuneResult', 'trial_settings', 'tune', 'live_metrics', 'ab_test', 'ab_power', 'ab_sample_size',
+           'team_draft', 'interleaving_test', 'importance_weights', 'effective_sample_size', 'off_policy_value',
+           'estimate_examination', 'corrected_click_rate', 'bleu', 'self_bleu', 'distinct_n', 'held_out_likelihood',
+           'plot_reliability', 'plot_quality_diversity', 'attribute_match', 'auc', 'reliability_curve', 'judge_metrics']
 
 # %% ../nbs/07_evaluation.ipynb #d78ec434
 import difflib
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -373,6 +374,26 @@ def plot_frontier(
     return fig
 
 # %% ../nbs/07_evaluation.ipynb #8881a1af
+def times_drawn(
+    n: int,               # B users
+    n_boot: int,          # number of resamples
+    seed: int,            # of the draws
+    chunk: int,           # draws held in memory at a time
+) -> Iterator[np.ndarray]:   # (≤ n_boot, B) how often each user was drawn in some resamples
+    "Resamples of users, with replacement, a chunk at a time."
+    rng, rows = np.random.default_rng(seed), max(1, chunk // max(n, 1))
+    for start in range(0, n_boot, rows):
+        size = min(rows, n_boot - start)
+        draws = rng.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
+        yield np.bincount(draws.ravel(), minlength=size * n).reshape(size, n)
+
+
+@lru_cache(maxsize=2)
+def resamples(n: int, n_boot: int, seed: int, chunk: int) -> list[np.ndarray]:
+    "`times_drawn`, remembered in small numbers: every metric of every system asks for the same ones."
+    return [times.astype(np.uint16) for times in times_drawn(n, n_boot, seed, chunk)]
+
+
 def bootstrap_means(
     values: np.ndarray,     # (B, M) one row per user, NaN = not defined for this user
     n_boot: int = 1000,     # number of resamples
@@ -380,14 +401,9 @@ def bootstrap_means(
     chunk: int = 4_000_000, # draws held in memory at a time; changes nothing in the result
 ) -> np.ndarray:            # (n_boot, M) means of the resampled users
     "Means over users drawn with replacement (Efron 1979), all metrics on the same draws, as two matrix products."
-    rng, n = np.random.default_rng(seed), len(values)
-    known = ~np.isnan(values)
+    n, known, means = len(values), ~np.isnan(values), []
     table = np.concatenate([np.where(known, values, 0), known], 1, dtype=float)  # sums and counts side by side
-    rows, means = max(1, chunk // max(n, 1)), []
-    for start in range(0, n_boot, rows):
-        size = min(rows, n_boot - start)
-        draws = rng.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
-        times = np.bincount(draws.ravel(), minlength=size * n).reshape(size, n)  # how often each user was drawn
+    for times in (resamples if n * n_boot <= 100_000_000 else times_drawn)(n, n_boot, seed, chunk):   # at most 200 MB are remembered
         sums, counts = np.split(times.astype(float) @ table, 2, axis=1)
         with np.errstate(invalid="ignore"): means.append(sums / counts)
     return np.concatenate(means)
