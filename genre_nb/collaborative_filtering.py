@@ -565,9 +565,12 @@ class SoftmaxMF(HistoryFactors):
         self,
         *,
         negatives: int | None = None,   # items drawn per batch to estimate the sum over all; None: all, exactly
-        **model,                        # factors, power, l2, epochs, learning_rate, likes_per_step, seed: see `HistoryFactors`
+        factors: int = 16,              # D
+        l2: float = 0.01,               # on the squares of the vectors of each batch
+        learning_rate: float = 0.003,   # of Adam
+        **model,                        # power, epochs, likes_per_step, seed: see `HistoryFactors`
     ):
-        super().__init__(**model)
+        super().__init__(factors=factors, l2=l2, learning_rate=learning_rate, **model)
         if negatives is not None and negatives < 1: raise ValueError(f"negatives must be at least 1 or None, got {negatives}")
         self.negatives = negatives
 

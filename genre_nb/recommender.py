@@ -213,6 +213,8 @@ FIRST_STAGES: dict[str, Callable[[Mapping[str, Retriever]], Retriever]] = {   # 
     "zsum(ease_weighted+dense/3)": blend("zsum", ease_weighted=1.0, dense=1 / 3),
     "rrf(ease+item_knn+dense)": blend("rrf", ease=1.0, item_knn=1.0, dense=1.0),
     "rrf(bm25+dense)": blend("rrf", bm25=1.0, dense=1.0),
+    "rrf(ease_weighted+softmax_mf)": blend("rrf", ease_weighted=1.0, softmax_mf=1.0),                       # where `retrievers` names softmax_mf
+    "rrf(ease_weighted+softmax_mf+mult_vae)": blend("rrf", ease_weighted=1.0, softmax_mf=1.0, mult_vae=1.0),   # … and mult_vae
     "zsum(towers+tfidf)": blend("zsum", towers=1.0, tfidf=1.0),
     "zsum(towers+tfidf/3)": blend("zsum", towers=1.0, tfidf=1 / 3),
     "zsum(towers+dense/3)": blend("zsum", towers=1.0, dense=1 / 3),

@@ -532,6 +532,8 @@ def test_unknown_first_stage_is_refused_before_fitting():
     for name in ("ease_weighted", "zsum(ease_weighted+dense)"):
         with pytest.raises(ValueError, match="option first_stage: there is no first stage '.*ease_weighted"): GenreRecommender(config(first_stage=name, user_power_grid=()))
         GenreRecommender(config(first_stage=name))
+    with pytest.raises(ValueError, match="there is no first stage 'rrf.ease_weighted.softmax_mf.'"): GenreRecommender(config(first_stage="rrf(ease_weighted+softmax_mf)"))
+    GenreRecommender(config(first_stage="rrf(ease_weighted+softmax_mf)", retrievers=("softmax_mf",)))
     with pytest.raises(ValueError, match="with these options .protocol item-cold.: choose one of .*towers"): GenreRecommender(config(first_stage="zsum(ease+dense)", protocol="item-cold"))
     with pytest.raises(ValueError, match="vocab_sise"): GenreConfig(vocab_sise=5)
 
