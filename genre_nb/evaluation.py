@@ -403,7 +403,7 @@ def bootstrap_means(
     "Means over users drawn with replacement (Efron 1979), all metrics on the same draws, as two matrix products."
     n, known, means = len(values), ~np.isnan(values), []
     table = np.concatenate([np.where(known, values, 0), known], 1, dtype=float)  # sums and counts side by side
-    for times in (resamples if n * n_boot <= 100_000_000 else times_drawn)(n, n_boot, seed, chunk):   # at most 200 MB are remembered
+    for times in (resamples if n * n_boot <= 100_000_000 else times_drawn)(n, n_boot, seed, chunk):   # 100 million draws are 200 MB, and two such lists are kept
         sums, counts = np.split(times.astype(float) @ table, 2, axis=1)
         with np.errstate(invalid="ignore"): means.append(sums / counts)
     return np.concatenate(means)
