@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 import scipy.sparse as sp
+import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
@@ -26,11 +27,12 @@ from .retrieval import BM25, TFIDF, Dense, Fusion, Popularity, Retriever, smooth
 # %% auto #0
 __all__ = ['FACTORS', 'SPACES', 'VIEWS', 'ItemKNN', 'keep_largest', 'largest', 'UserKNN', 'RP3Beta', 'transition', 'EASE',
            'user_weights', 'fame_price', 'ease_weights', 'keep_heaviest', 'mirror_lower', 'IALS', 'need_implicit',
-           'fold_in', 'bpr_loss', 'softmax_loss', 'pool', 'without_target', 'at_least_one', 'descend', 'HistoryFactors',
-           'score_of', 'BPR', 'SoftmaxMF', 'multinomial_loss', 'gaussian_kl', 'annealed', 'MultVAE', 'unit_length',
-           'encode_history', 'decode_history', 'Space', 'time_span', 'of_kind', 'ials_for', 'softmax_for',
-           'decayed_popularity', 'recent_popularity', 'tune_baseline', 'fusion_space', 'check_views', 'pieces',
-           'text_view', 'TextEASE', 'kernel_factor', 'predicted_columns', 'text_ease_trials']
+           'fold_in', 'at_least_one', 'strongest_directions', 'PureSVD', 'bpr_loss', 'softmax_loss', 'pool',
+           'without_target', 'descend', 'HistoryFactors', 'score_of', 'BPR', 'SoftmaxMF', 'multinomial_loss',
+           'gaussian_kl', 'annealed', 'MultVAE', 'unit_length', 'encode_history', 'decode_history', 'Space',
+           'time_span', 'of_kind', 'ials_for', 'softmax_for', 'decayed_popularity', 'recent_popularity',
+           'tune_baseline', 'fusion_space', 'check_views', 'pieces', 'text_view', 'TextEASE', 'kernel_factor',
+           'predicted_columns', 'text_ease_trials']
 
 # %% ../nbs/10_collaborative_filtering.ipynb #fb7da1b1
 class ItemKNN(Retriever):
@@ -383,6 +385,76 @@ def fold_in(
         users[u] = scipy.linalg.solve(shared + alpha * liked.T @ liked, (1 + alpha) * liked.sum(0), assume_a="pos")
     return users
 
+# %% ../nbs/10_collaborative_filtering.ipynb #1f4dc451
+def at_least_one(**values: int) -> None:   # options by name
+    "Raises: ValueError that names the option."
+    for name, value in values.items():
+        if value < 1: raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def strongest_directions(
+    table: sp.csr_matrix,   # (U, I) float64
+    factors: int,           # D
+) -> tuple[np.ndarray, np.ndarray]:   # (≤ D,) float32 singular values, falling; (I, ≤ D) float32 right singular vectors
+    "Truncated SVD; directions that the table does not have (singular value 0) are left out."
+    size = min(table.shape)
+    if not table.nnz: return np.zeros(0, np.float32), np.zeros((table.shape[1], 0), np.float32)
+    if factors < size: _, values, rows = scipy.sparse.linalg.svds(table, k=factors, v0=np.random.default_rng(0).normal(size=size))
+    else: _, values, rows = np.linalg.svd(table.toarray(), full_matrices=False)
+    order = np.argsort(-values)
+    order = order[values[order] > 1e-6 * values.max()]
+    return values[order].astype(np.float32), np.ascontiguousarray(rows[order].T, dtype=np.float32)
+
+# %% ../nbs/10_collaborative_filtering.ipynb #ddbf5d8d
+class PureSVD(Retriever):
+    """Projection of a history on the strongest directions of the normalised table: PureSVD (Cremonesi, Koren & Turrin 2010).
+
+    diag(n_u)^−a X diag(n_i)^−b ≈ U Σ Vᵀ and s(h) = diag(n_i)^b V (Σ/σ₁)^p Vᵀ diag(n_i)^−b h. With a = b = ½ and p = 0 it
+    is the ideal low-pass filter of GF-CF (Shen et al. 2021), with a = b = p = 0 the original. No more directions are kept
+    than the table has. Without a history all scores are 0.
+    """
+
+    kind, options, learned = "pure_svd", ("factors", "user_power", "item_power", "damping"), ("vectors", "strengths", "degrees")
+
+    def __init__(
+        self,
+        factors: int = 64,          # D, directions kept
+        user_power: float = 0.5,    # a: rows are divided by (likes of the user)^a
+        item_power: float = 0.5,    # b: columns are divided by (likes of the item)^b
+        damping: float = 0.0,       # p: a direction counts (its singular value / the largest)^p; 0: all alike
+    ):
+        at_least_one(factors=factors)
+        for name, value in (("user_power", user_power), ("item_power", item_power), ("damping", damping)):
+            if value < 0: raise ValueError(f"{name} must not be negative, got {value}")
+        self.factors, self.user_power, self.item_power, self.damping = factors, user_power, item_power, damping
+
+    def fit(self, data, splits=("train",)):
+        "One truncated SVD of a sparse table (ARPACK), from a fixed start: the same every time."
+        likes = data.matrix(*splits).astype(np.float64)
+        busy, self.degrees = (np.maximum(np.asarray(likes.sum(axis), dtype=np.float32).ravel(), 1) for axis in (1, 0))
+        table = sp.diags(busy.astype(np.float64) ** -self.user_power) @ likes @ sp.diags(self.degrees.astype(np.float64) ** -self.item_power)
+        self.strengths, self.vectors = strongest_directions(sp.csr_matrix(table), self.factors)
+        self.n_items = data.n_items
+        return self
+
+    def cut(
+        self,
+        factors: int,     # D, at most as many as were fitted
+        damping: float,   # p
+    ) -> PureSVD:
+        "The same decomposition with fewer directions, or damped otherwise; nothing is fitted again. Raises: ValueError for more than it has."
+        if factors > self.factors: raise ValueError(f"factors must be at most {self.factors}, those that were fitted, got {factors}")
+        new = PureSVD(factors, self.user_power, self.item_power, damping)
+        new.strengths, new.vectors, new.degrees, new.n_items = self.strengths[:factors], np.ascontiguousarray(self.vectors[:, :factors]), self.degrees, self.n_items
+        return new
+
+    def scores(self, requests):
+        "(B, I): the part of each history that the directions hold."
+        self.check(requests)
+        scale = self.degrees ** np.float32(self.item_power)
+        held = (requests.history @ (self.vectors / scale[:, None])) * (self.strengths / self.strengths[:1]) ** np.float32(self.damping)
+        return torch.from_numpy(((held @ self.vectors.T) * scale).astype(np.float32, copy=False))
+
 # %% ../nbs/10_collaborative_filtering.ipynb #7f7de111
 def bpr_loss(
     liked: Tensor,      # (P,) scores of liked items
@@ -430,12 +502,6 @@ def without_target(
     return rest * (others > 0)[:, None]
 
 # %% ../nbs/10_collaborative_filtering.ipynb #9a10aa8a
-def at_least_one(**values: int) -> None:   # options by name
-    "Raises: ValueError that names the option."
-    for name, value in values.items():
-        if value < 1: raise ValueError(f"{name} must be at least 1, got {value}")
-
-
 def descend(
     weights: Sequence[Tensor],                        # changed in place
     loss_of: Callable[[np.ndarray, float], Tensor],   # (rows of a batch, share of the training that is done) → loss
@@ -764,6 +830,7 @@ SPACES: dict[str, Space] = {
     "ease": Space(of_kind(EASE), {"l2": (1.0, 3.0, 10.0, 30.0, 100.0, 200.0, 300.0, 500.0, 1000.0, 2000.0, 5000.0, 10000.0)}),
     "ease_weighted": Space(of_kind(EASE), {"l2": (30.0, 100.0, 300.0, 1000.0, 3000.0), "user_power": (0.25, 0.5, 0.75, 1.0), "item_power": (0.0, 0.5, 1.0), "discount": (0.0, 0.1, 0.2, 0.3)}),
     "ials": Space(ials_for, {"factors": (16, 32, 64, 128), "alpha": (1.0, 3.0, 10.0, 30.0), "l2_per_alpha": (1.0, 3.0, 10.0, 30.0)}),
+    "pure_svd": Space(of_kind(PureSVD), {"factors": (16, 32, 64, 128), "user_power": (0.25, 0.5), "item_power": (0.25, 0.5), "damping": (0.0, 1.0)}),
     "bpr": Space(of_kind(BPR), FACTORS),
     "softmax_mf": Space(softmax_for, FACTORS),
     "mult_vae": Space(of_kind(MultVAE), {"hidden": (100, 200, 400), "latent": (32, 64, 128), "beta": (0.0, 0.05, 0.1, 0.2, 0.5), "dropout": (0.3, 0.5, 0.7),

@@ -20,12 +20,12 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .adversarial import GanConfig, GenreGAN, catalogue_vectors, train_gan
-from .collaborative_filtering import EASE, ItemKNN, RP3Beta, TextEASE, check_views, text_ease_trials
+from .collaborative_filtering import EASE, ItemKNN, PureSVD, RP3Beta, TextEASE, check_views, text_ease_trials
 from .datasets import SPLITS, DataError, RecDataset, Requests
 from .discriminator import DISCRIMINATORS, Concordance, fit_listing_judge
 from .encoder import ENCODERS, PseudoInterest, make_condition
@@ -37,7 +37,7 @@ from .reranking import (FUSION_GRID, Behaviour, Lists, Reranked, Reranker, Reran
 from .retrieval import BM25, FAKE_KINDS, RETRIEVERS, TFIDF, Dense, Forger, Fusion, Generated, Popularity, Retriever, top_k
 
 # %% auto #0
-__all__ = ['Say', 'REGISTRIES', 'FIRST_STAGES', 'TUNED', 'SINGLE_STAGES', 'COLD_STAGES', 'TEXT_STAGES', 'OWN_COLUMNS',
+__all__ = ['Say', 'REGISTRIES', 'FIRST_STAGES', 'TUNED', 'SINGLE_STAGES', 'DAMPINGS', 'COLD_STAGES', 'TEXT_STAGES', 'OWN_COLUMNS',
            'PROTOCOLS', 'NETWORKS', 'RHO', 'SUSPICIOUS', 'LISTING_TOKENS', 'FORMAT', 'GenreConfig', 'known_options',
            'explain_error', 'register', 'source_of', 'blend', 'single_stages', 'stage_names', 'make_stage', 'Nearest',
            'TowerPair', 'TowerSettings', 'Towers', 'train_towers', 'tower_loss', 'tower_exam', 'Judge', 'condition',
@@ -68,6 +68,8 @@ class GenreConfig(BaseModel):
     l2_grid: tuple[PositiveFloat, ...] = Field(default=(100.0, 300.0, 1000.0), min_length=1)   # λ of EASE to choose from on validation
     user_power_grid: tuple[NonNegativeFloat, ...] = (0.5, 1.0)    # θ of `ease_weighted` to choose from, beside 0; (): no such stage
     discount_grid: tuple[NonNegativeFloat, ...] = Field(default=(0.0, 0.1, 0.2, 0.3), min_length=1)   # its δ
+    svd_factors_grid: tuple[PositiveInt, ...] = (32, 64, 128)     # D of `pure_svd` and of `pure_svd_damped` to choose from on validation; (): no such stages
+    svd_power_grid: tuple[NonNegativeFloat, ...] = Field(default=(0.25, 0.5), min_length=1)     # their a
     text_l2_grid: tuple[PositiveFloat, ...] = Field(default=(30.0, 100.0, 300.0, 1000.0), min_length=1)   # under item-cold: λ of TextEASE
     ridge_grid: tuple[PositiveFloat, ...] = Field(default=(1.0, 3.0), min_length=1)   # its ρ
     views_grid: tuple[tuple[str, ...], ...] = Field(default=(("words",), ("words", "phrases"), ("words", "phrases", "title pieces")), min_length=1)   # what of a text it compares
@@ -225,7 +227,8 @@ FIRST_STAGES: dict[str, Callable[[Mapping[str, Retriever]], Retriever]] = {   # 
     "zsum(text_ease+towers+tfidf/3)": blend("zsum", text_ease=1.0, towers=1.0, tfidf=1 / 3),
 }
 TUNED = "zsum(tuned)"   # the fusion whose weights validation gives
-SINGLE_STAGES = ("popularity", "recent", "item_knn", "rp3beta", "ease", "ease_weighted", "bm25", "dense")   # fitted always ("recent" where there are timestamps, "ease_weighted" unless its grid is empty)
+SINGLE_STAGES = ("popularity", "recent", "item_knn", "rp3beta", "ease", "ease_weighted", "pure_svd", "pure_svd_damped", "bm25", "dense")   # fitted always ("recent" where there are timestamps, those after "ease" unless their grid is empty)
+DAMPINGS = {"pure_svd": 0.0, "pure_svd_damped": 1.0}   # p of the two forms of PureSVD
 COLD_STAGES = ("popularity", "bm25", "dense", "tfidf", "nearest", "towers", "text_ease")   # fitted for items that nobody has seen
 TEXT_STAGES = ("bm25", "dense", "rrf(bm25+dense)")   # those that understand a text without a history
 
@@ -236,13 +239,16 @@ def single_stages(
     ready: Mapping[str, Retriever] | None = None,  # stages that are fitted already: those that read no interactions, for instance
     own: Mapping[str, Retriever] | None = None,    # further stages by name; copies of them are fitted
     weighted: Mapping[str, float] | None = None,   # arguments of a second EASE, `ease_weighted`; None: no such stage
+    svd: Mapping[str, Mapping[str, float]] | None = None,   # stage → arguments of `PureSVD`
 ) -> dict[str, Retriever]:
     "Every first stage that is no fusion, fitted; always in the same order."
     stages: dict[str, Retriever] = {"popularity": Popularity()}
     if "timestamp" in data.interactions:
         when = data.interactions["timestamp"]
         if span := float(when.max() - when.min()): stages["recent"] = Popularity(half_life=span / 16)
-    if l2 is not None: stages |= {"item_knn": ItemKNN(), "rp3beta": RP3Beta(), "ease": EASE(l2), **({"ease_weighted": EASE(**weighted)} if weighted else {})}
+    if l2 is not None: stages |= {"item_knn": ItemKNN(), "rp3beta": RP3Beta(), "ease": EASE(l2)}
+    if weighted: stages["ease_weighted"] = EASE(**weighted)
+    stages |= {name: PureSVD(**options) for name, options in (svd or {}).items()}
     stages |= copy.deepcopy(dict(own or {})) | {"bm25": BM25(), "dense": Dense()}
     ready = dict(ready or {})
     for name, stage in stages.items():
@@ -892,6 +898,7 @@ class Settings:
         "First stages that these options allow, single ones and fusions ('recent' only where the data have timestamps)."
         there = [*(SINGLE_STAGES if self.protocol.collaborative else COLD_STAGES), *self.own_stages]
         if not self.config.user_power_grid: there = [name for name in there if name != "ease_weighted"]
+        if not self.config.svd_factors_grid: there = [name for name in there if name not in DAMPINGS]
         return [*stage_names(dict.fromkeys(there)), *([TUNED] if self.config.fusion_grid else [])]
 
     @property
@@ -940,14 +947,16 @@ class StageFitting(Settings):
         self.first = self.stage(self.first_name)
 
     def _fit_linear(self, valid: Question) -> dict[str, Retriever]:
-        "EASE with the λ that is best on validation, and its weighted form; under item-cold TextEASE with the best λ, ρ and views."
+        "EASE with the λ that is best on validation, its weighted form, and PureSVD with and without damping; under item-cold TextEASE with the best λ, ρ and views."
         if not self.protocol.collaborative:
             self.linear = self._choose_text_ease(valid)
             return {"text_ease": TextEASE(**self.linear).fit(self.view)}
         plain = self._choose_ease(valid)
         weighted = self._weigh_ease(plain, valid) if self.config.user_power_grid else None
-        self.linear = {"l2": plain.l2, "weighted": weighted and {name: getattr(weighted, name) for name in ("l2", "user_power", "item_power", "discount")}}
-        return {"ease": plain, **({"ease_weighted": weighted} if weighted else {})}
+        svd = self._choose_svd(valid) if self.config.svd_factors_grid else {}
+        self.linear = {"l2": plain.l2, "weighted": weighted and {name: getattr(weighted, name) for name in ("l2", "user_power", "item_power", "discount")},
+                       "svd": {name: {option: getattr(stage, option) for option in PureSVD.options} for name, stage in svd.items()}}
+        return {"ease": plain, **({"ease_weighted": weighted} if weighted else {}), **svd}
 
     def _choose_ease(self, valid: Question) -> EASE:
         best = -1.0
@@ -963,6 +972,16 @@ class StageFitting(Settings):
             for discount in self.config.discount_grid:
                 trial = stage.discounted(discount)
                 if (value := self._ndcg(trial, valid)) > best: best, found = value, trial
+        return found
+
+    def _choose_svd(self, valid: Question) -> dict[str, PureSVD]:
+        "D and a, for each damping: one decomposition for each a, cut and damped for the others."
+        best, found = dict.fromkeys(DAMPINGS, -1.0), {}
+        for power in self.config.svd_power_grid:
+            whole = PureSVD(max(self.config.svd_factors_grid), power).fit(self.view)
+            for (name, damping), factors in itertools.product(DAMPINGS.items(), self.config.svd_factors_grid):
+                trial = whole.cut(factors, damping)
+                if (value := self._ndcg(trial, valid)) > best[name]: best[name], found[name] = value, trial
         return found
 
     def _choose_text_ease(self, valid: Question) -> dict:   # arguments of `TextEASE`
@@ -995,7 +1014,8 @@ class StageFitting(Settings):
 
     def _single(self, data: RecDataset, ready: Mapping[str, Retriever]) -> dict[str, Retriever]:
         "Single stages fitted on the `train` rows of `data`."
-        if self.protocol.collaborative: return single_stages(data, self.linear["l2"], ready, self.own_stages, self.linear.get("weighted"))
+        if self.protocol.collaborative:
+            return single_stages(data, self.linear["l2"], ready, self.own_stages, self.linear.get("weighted"), self.linear.get("svd"))
         return single_stages(data, None, ready, {"towers": Towers(), "text_ease": TextEASE(**self.linear)} | self.own_stages)
 
     def _fit_scorer(self, say: Say) -> None:
@@ -1546,7 +1566,7 @@ class Evaluating(Comparing):
         best = max(self.valid_ndcg, key=self.valid_ndcg.get)
         chosen = {"genre": self.trained.weights.model_dump(), "genre_gan_off": self.gan_off.weights.model_dump(), "genre_extra": self.trained.extra, "genre_gan_off_extra": self.gan_off.extra,
                   "genre, text only": self.trained.text_weights.model_dump(), "first_stage": self.first_name, "zsum(tuned)": self.fusion,
-                  **({"ease_l2": self.linear["l2"], "ease_weighted": self.linear.get("weighted")} if self.protocol.collaborative else {"text_ease": self.linear})}
+                  **({"ease_l2": self.linear["l2"], "ease_weighted": self.linear.get("weighted"), "pure_svd": self.linear.get("svd")} if self.protocol.collaborative else {"text_ease": self.linear})}
         seconds = {**self.seconds, "evaluation": time.perf_counter() - start}
         return Report(self.data.name, self.protocol.name, systems, best, {**seconds, "total": sum(seconds.values())},
                       self.config.model_dump(mode="json"), chosen, self.valid_ndcg, str(self.data.protocol))

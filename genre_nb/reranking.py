@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from .datasets import RecDataset, Requests, rank_from_end
 from .evaluation import shorten, tune
-from .retrieval import Retriever, seen, z_scores
+from .retrieval import Retriever, seen, top_k, z_scores
 
 # %% auto #0
 __all__ = ['FUSION_GRID', 'Ask', 'Opinion', 'PARTS', 'UP', 'DOWN', 'Weights', 'RerankConfig', 'log_prior', 'barred',
@@ -160,8 +160,8 @@ class Opinions:
 
     def ndcg(self, weights: Tensor, k: int = 10) -> float:   # (M,) one weight per stage
         "Mean nDCG@k of the mixture; equal scores by item code, as in every list."
-        order = (self.z @ weights).masked_fill(self.codes < 0, -torch.inf).sort(dim=1, descending=True, stable=True).indices[:, :k]
-        return mean_ndcg(self.liked.gather(1, order), torch.from_numpy(np.diff(self.likes.indptr)).long(), k)
+        places, _ = top_k((self.z @ weights).masked_fill(self.codes < 0, -torch.inf), k)
+        return mean_ndcg(self.liked.gather(1, places.clamp(min=0)) & (places >= 0), torch.from_numpy(np.diff(self.likes.indptr)).long(), k)
 
 # %% ../nbs/11_reranking.ipynb #ae1e0627
 def union_of_best(

@@ -13,9 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genre_nb.collaborative_filtering import (BPR, EASE, IALS, SPACES, VIEWS, ItemKNN, MultVAE, RP3Beta, SoftmaxMF, Space, TextEASE, UserKNN, annealed,
+from genre_nb.collaborative_filtering import (BPR, EASE, IALS, SPACES, VIEWS, ItemKNN, MultVAE, PureSVD, RP3Beta, SoftmaxMF, Space, TextEASE, UserKNN, annealed,
                                               bpr_loss, ease_weights, user_weights, fold_in, fusion_space, gaussian_kl, keep_heaviest, keep_largest,
-                                              largest, mirror_lower, multinomial_loss, pieces, softmax_loss, text_ease_trials, time_span,
+                                              largest, mirror_lower, multinomial_loss, pieces, softmax_loss, strongest_directions, text_ease_trials, time_span,
                                               tune_baseline, without_target)
 from genre_nb.datasets import RecDataset, Requests
 from genre_nb.evaluation import evaluate_lists
@@ -100,12 +100,12 @@ def strangers(matrix):
 
 def everything(**fast):
     "One of each, small and quick."
-    return [ItemKNN(), UserKNN(), RP3Beta(), EASE(20.0), TextEASE(20.0), TextEASE(20.0, ridge=2.0, views=VIEWS), IALS(factors=8, l2=1.0), BPR(factors=8, epochs=10, likes_per_step=64),
+    return [ItemKNN(), UserKNN(), RP3Beta(), EASE(20.0), TextEASE(20.0), TextEASE(20.0, ridge=2.0, views=VIEWS), IALS(factors=8, l2=1.0), PureSVD(4), PureSVD(8, damping=1.0), BPR(factors=8, epochs=10, likes_per_step=64),
             SoftmaxMF(factors=8, epochs=10, likes_per_step=64), SoftmaxMF(factors=8, epochs=10, negatives=15, likes_per_step=64),
             MultVAE(hidden=32, latent=8, epochs=30, users_per_step=20, learning_rate=0.01)]
 
 
-@pytest.mark.parametrize("stage", [ItemKNN(), EASE(), UserKNN(), RP3Beta(), IALS(factors=4)])
+@pytest.mark.parametrize("stage", [ItemKNN(), EASE(), UserKNN(), RP3Beta(), IALS(factors=4), PureSVD(4), PureSVD(40, damping=1.0)])
 def test_strangers_and_cold_items_get_zero(stage):
     matrix = (np.random.default_rng(2).random((30, 12)) < 0.4).astype(np.float32)
     matrix[:, [3, 9]] = 0
@@ -113,6 +113,32 @@ def test_strangers_and_cold_items_get_zero(stage):
     stage.fit(data)
     assert stage.scores(data.requests())[:, [3, 9]].abs().max() < 1e-6
     assert not stage.scores(Requests.from_texts(["anything"], 12)).any()
+
+
+@given(matrices, st.integers(1, 9), st.sampled_from([0.0, 0.25, 0.5]), st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([0.0, 1.0, 2.0]))
+@settings(max_examples=80, deadline=None)
+def test_pure_svd_is_brute_force(matrix, factors, a, b, p):
+    data, busy, fame = dataset(matrix), np.maximum(matrix.sum(1), 1), np.maximum(matrix.sum(0), 1)
+    _, values, rows = np.linalg.svd(matrix / busy[:, None] ** a / fame ** b, full_matrices=False)
+    kept = min(factors, int((values > 1e-6 * values[0]).sum()))
+    if kept < len(values) and values[kept - 1] - values[kept] < 1e-3 * values[0]: return       # two directions alike: either may stay
+    V = rows[:kept].T
+    wanted = ((matrix / fame ** b) @ V * (values[:kept] / values[0]) ** p @ V.T) * fame ** b
+    stage = PureSVD(factors, user_power=a, item_power=b, damping=p).fit(data)
+    assert stage.vectors.shape == (matrix.shape[1], kept) and np.allclose(stage.scores(data.requests()).numpy(), wanted, atol=1e-3)
+
+
+def test_pure_svd_is_cut_without_fitting_again():
+    matrix = (np.random.default_rng(3).random((40, 30)) < 0.2).astype(np.float32)
+    data, whole = dataset(matrix), PureSVD(12, user_power=0.25).fit(dataset(matrix))
+    for factors, damping in ((12, 1.0), (5, 0.0), (1, 1.0)):
+        cut, anew = whole.cut(factors, damping), PureSVD(factors, user_power=0.25, damping=damping).fit(data)
+        assert torch.allclose(cut.scores(data.requests()), anew.scores(data.requests()), atol=1e-4)
+        assert cut.state()[1]["options"] == anew.state()[1]["options"] and cut.vectors.flags["C_CONTIGUOUS"]
+    assert whole.damping == 0 and np.array_equal(whole.vectors, PureSVD(12, user_power=0.25).fit(data).vectors), "the same every time"
+    with pytest.raises(ValueError, match="at most 12"): whole.cut(13, 0.0)
+    nothing = strongest_directions(sp.csr_matrix((2, 3)), 4)
+    assert nothing[0].shape == (0,) and nothing[1].shape == (3, 0)
 
 
 def test_refusals():
@@ -415,7 +441,7 @@ def test_every_stage_is_saved_and_loaded_and_takes_awkward_histories():
 
 def test_new_refusals():
     for call, message in ((lambda: UserKNN(0), "at least 1"), (lambda: UserKNN(shrinkage=-1), "negative"), (lambda: RP3Beta(alpha=-1), "negative"),
-                          (lambda: RP3Beta(neighbours=0), "at least 1"), (lambda: IALS(factors=0), "at least 1"), (lambda: IALS(alpha=-1), "negative"),
+                          (lambda: RP3Beta(neighbours=0), "at least 1"), (lambda: IALS(factors=0), "at least 1"), (lambda: PureSVD(0), "factors must be at least 1"), (lambda: PureSVD(item_power=-1), "item_power must not be negative"), (lambda: IALS(alpha=-1), "negative"),
                           (lambda: BPR(epochs=0), "epochs must be at least 1"), (lambda: BPR(learning_rate=0), "above 0"),
                           (lambda: SoftmaxMF(negatives=0), "negatives"), (lambda: MultVAE(dropout=1.0), "below 1"), (lambda: MultVAE(beta=-1), "negative")):
         with pytest.raises(ValueError, match=message): call()
@@ -449,7 +475,7 @@ def test_every_space_can_be_tuned():
         assert repeated.best == result.best and repeated.value == result.value
     assert values["ease"] > values["popularity"]
     assert {"popularity", "popularity_decayed", "popularity_recent", "item_knn", "user_knn", "rp3beta", "ease", "ials", "bpr", "softmax_mf",
-            "mult_vae", "bm25", "tfidf", "dense", "ease_weighted"} == set(SPACES)
+            "mult_vae", "pure_svd", "bm25", "tfidf", "dense", "ease_weighted"} == set(SPACES)
 
 
 def test_fusions_are_tuned_without_fitting_again():
@@ -486,7 +512,7 @@ def test_no_dense_table_of_users_and_items():
 
     asked = strangers(ticks[:64])
     tracemalloc.start()
-    for stage in (ItemKNN(20), UserKNN(20), RP3Beta(neighbours=20), IALS(factors=4, iterations=1)): stage.fit(Table()).scores(asked)
+    for stage in (ItemKNN(20), UserKNN(20), RP3Beta(neighbours=20), IALS(factors=4, iterations=1), PureSVD(4)): stage.fit(Table()).scores(asked)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 300e6, peak

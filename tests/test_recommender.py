@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from genre_nb.adversarial import GanConfig
-from genre_nb.collaborative_filtering import EASE, TextEASE
+from genre_nb.collaborative_filtering import EASE, PureSVD, TextEASE
 from genre_nb.datasets import DataError, RecDataset
 from genre_nb.encoder import ENCODERS, EncoderConfig
 from genre_nb.evaluation import evaluate_lists
 from genre_nb.generator import LSTMGenerator
-from genre_nb.recommender import (FIRST_STAGES, PROTOCOLS, TUNED, GenreConfig, GenreRecommender, Nearest, Remembering, ShuffledJudge, Towers, blend, item_folds,
+from genre_nb.recommender import (DAMPINGS, FIRST_STAGES, PROTOCOLS, TUNED, GenreConfig, GenreRecommender, Nearest, Remembering, ShuffledJudge, Towers, blend, item_folds,
                                   register, single_stages, stage_names, whole_ranking, with_splits)
 from genre_nb.reranking import RerankConfig
 from genre_nb.retrieval import RETRIEVERS, Dense, Popularity
@@ -288,6 +288,26 @@ def test_ease_with_weights_is_chosen_on_validation(data):
     without._fit_stages(lambda message: None)
     assert without.linear["weighted"] is None and "ease_weighted" not in without.stages and without.valid_ndcg["ease"] == fitted.valid_ndcg["ease"]
     with pytest.raises(ValueError, match="3 is above 2"): GenreConfig(user_power_grid=(3,))
+
+
+def test_pure_svd_is_chosen_on_validation_damped_and_not(data):
+    fitted = GenreRecommender(config(svd_factors_grid=(2, 8), svd_power_grid=(0.0, 0.5)))
+    fitted.take(data)
+    fitted._fit_stages(lambda message: None)
+    valid = fitted.question("valid", fitted.config.rerank.tune_users)
+    for name, damping in DAMPINGS.items():
+        chosen, tried = fitted.linear["svd"][name], {}
+        for factors in (2, 8):
+            for power in (0.0, 0.5): tried[factors, power] = fitted._ndcg(PureSVD(factors, power, damping=damping).fit(fitted.view), valid)
+        assert np.isclose(fitted.valid_ndcg[name], max(tried.values())) and np.isclose(tried[chosen["factors"], chosen["user_power"]], max(tried.values()))
+        assert {option: getattr(fitted.stages[name], option) for option in chosen} == chosen and chosen["damping"] == damping
+    assert list(fitted._single(fitted.view, {})) == list(fitted.stages), "folds fit the same stages in the same order"
+    without = GenreRecommender(config(svd_factors_grid=()))
+    without.take(data)
+    without._fit_stages(lambda message: None)
+    assert without.linear["svd"] == {} and not set(DAMPINGS) & set(without.stages) and set(DAMPINGS) & set(fitted.choices()) and not set(DAMPINGS) & set(without.choices())
+    with pytest.raises(ValueError, match="there is no first stage 'pure_svd'"): GenreRecommender(config(first_stage="pure_svd", svd_factors_grid=()))
+    with pytest.raises(ValueError, match="svd_factors_grid"): GenreConfig(svd_factors_grid=(0,))
 
 
 def test_a_discount_alone_needs_no_second_matrix(data):
