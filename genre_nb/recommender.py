@@ -65,6 +65,7 @@ class GenreConfig(BaseModel):
     first_stage: str = "auto"                                     # a name in `FIRST_STAGES`; auto: the best on validation
     retrievers: tuple[str, ...] = ()                              # further first stages by their registered names
     fusion_grid: tuple[NonNegativeFloat, ...] = FUSION_GRID       # weights of a stage in `zsum(tuned)` to choose from on validation; (): no such fusion
+    fusion_users: PositiveInt = 10_000                            # validation users at most on whom they are chosen: many weights need many users (under item-cold they need items, and `rerank.tune_users` do)
     l2_grid: tuple[PositiveFloat, ...] = Field(default=(100.0, 300.0, 1000.0), min_length=1)   # λ of EASE to choose from on validation
     user_power_grid: tuple[NonNegativeFloat, ...] = (0.5, 1.0)    # θ of `ease_weighted` to choose from, beside 0; (): no such stage
     discount_grid: tuple[NonNegativeFloat, ...] = Field(default=(0.0, 0.1, 0.2, 0.3), min_length=1)   # its δ
@@ -997,15 +998,18 @@ class StageFitting(Settings):
         return chosen
 
     def _tune_fusion(self, valid: Question) -> None:
-        "Coordinate ascent from the best fixed z-sum or single stage; its value is cross-validated. A stage that closes items by −inf has no z-score, and takes no part."
+        """Coordinate ascent from the best fixed z-sum or single stage. Its value: that of the start, times what is gained where weights
+        were not chosen. A stage that closes items by −inf has no z-score, and takes no part."""
         members = {name: stage for name, stage in self.stages.items() if stage.scores(valid.requests[:64]).isfinite().all()}
         if not self.config.fusion_grid or not members: return
         sums = {name: make.weights for name, make in FIRST_STAGES.items() if getattr(make, "how", "") == "zsum" and make.needs <= set(members)}
         starts = {name: {name: 1.0} for name in members} | sums
-        start = starts[max((name for name in self.valid_ndcg if name in starts), key=self.valid_ndcg.get)]
-        opinions = opinions_of(members, valid.requests, valid.relevant, valid.closed, valid.allowed)
-        new = "users" if self.protocol.collaborative else "items"
-        self.fusion, self.valid_ndcg[TUNED] = tune_fusion(opinions, start, self.config.fusion_grid, by=new, seed=self.config.seed)
+        best = max((name for name in self.valid_ndcg if name in starts), key=self.valid_ndcg.get)
+        asked, depth, new = (self.question("valid", self.config.fusion_users), 50, "users") if self.protocol.collaborative else (valid, 100, "items")
+        opinions = opinions_of(members, asked.requests, asked.relevant, asked.closed, asked.allowed, depth)
+        self.fusion, value = tune_fusion(opinions, starts[best], self.config.fusion_grid, by=new, seed=self.config.seed)
+        before = opinions.ndcg(torch.tensor([starts[best].get(name, 0.0) for name in members]))
+        self.valid_ndcg[TUNED] = self.valid_ndcg[best] * value / before if before else 0.0
 
     def _text_stages(self) -> dict[str, Retriever]:
         "Stages that read no interactions."

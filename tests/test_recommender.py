@@ -310,6 +310,22 @@ def test_pure_svd_is_chosen_on_validation_damped_and_not(data):
     with pytest.raises(ValueError, match="svd_factors_grid"): GenreConfig(svd_factors_grid=(0,))
 
 
+@pytest.mark.parametrize("protocol", ["warm", "item-cold"])
+def test_many_users_choose_the_weights_of_the_tuned_fusion(data, protocol, monkeypatch):
+    import genre_nb.recommender as module
+    seen, tune = [], module.tune_fusion
+    monkeypatch.setattr(module, "tune_fusion", lambda opinions, start, *args, **kw: seen.append((opinions, start, tune(opinions, start, *args, **kw))) or seen[-1][2])
+    settings = config(protocol=protocol, fusion_users=40)
+    fitted = GenreRecommender(settings.model_copy(update={"rerank": settings.rerank.model_copy(update={"tune_users": 20})}))
+    fitted.take(data)
+    fitted._fit_stages(lambda message: None)
+    (opinions, start, (weights, honest)), = seen
+    assert opinions.liked.shape[0] == (40 if protocol == "warm" else 20), "new items are not made by asking more users"
+    name = next(n for n in fitted.valid_ndcg if getattr(FIRST_STAGES.get(n), "weights", {n: 1.0}) == start)
+    gain = honest / opinions.ndcg(torch.tensor([start.get(n, 0.0) for n in opinions.names]))
+    assert fitted.fusion == weights and np.isclose(fitted.valid_ndcg[TUNED], fitted.valid_ndcg[name] * gain)
+
+
 def test_a_discount_alone_needs_no_second_matrix(data):
     data = with_splits(data)
     weighted = {"l2": 50.0, "user_power": 0.0, "item_power": 0.0, "discount": 0.3}
