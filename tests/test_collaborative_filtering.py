@@ -128,6 +128,18 @@ def test_pure_svd_is_brute_force(matrix, factors, a, b, p):
     assert stage.vectors.shape == (matrix.shape[1], kept) and np.allclose(stage.scores(data.requests()).numpy(), wanted, atol=1e-3)
 
 
+@pytest.mark.parametrize("table", [sp.eye(90), sp.coo_matrix(([1.0], ([3], [7])), shape=(90, 120)), sp.block_diag([np.ones((4, 3))] * 30),
+                                   sp.csr_matrix(np.ones((80, 90))), sp.random(100, 80, 0.05, random_state=0)],
+                         ids=["all alike", "one tick", "islands", "rank one", "ordinary"])
+def test_directions_of_awkward_tables(table):
+    "Where values are equal, or fewer than asked for, the solver still gives an orthonormal basis of what is there."
+    values, vectors = strongest_directions(sp.csr_matrix(table, dtype=np.float64), 40)
+    true = np.linalg.svd(table.toarray(), compute_uv=False)
+    assert len(values) == vectors.shape[1] == min(40, int((true > 1e-6 * true[0]).sum()))
+    assert np.allclose(values, true[: len(values)], atol=1e-4) and np.allclose(vectors.T @ vectors, np.eye(len(values)), atol=1e-4)
+    assert np.allclose(np.linalg.norm(table @ vectors, axis=0), values, atol=1e-4)
+
+
 def test_pure_svd_is_cut_without_fitting_again():
     matrix = (np.random.default_rng(3).random((40, 30)) < 0.2).astype(np.float32)
     data, whole = dataset(matrix), PureSVD(12, user_power=0.25).fit(dataset(matrix))
