@@ -1,7 +1,7 @@
 """GENRE on public data: every system of `genre evaluate`, set by set, and one file of results for the notebooks and the README.
 
 usage: python benchmarks/real_data.py --data FOLDER_OF_SETS --out runs [--sets local-yelp …] [--protocols warm item-cold] [--seeds 1]
-                                      [--config options.yaml]
+                                      [--config options.yaml] [--contaminate 0.1]
                                       [--summary nbs/results/real.json]
 FOLDER_OF_SETS (default: the environment variable GENRE_DATA) holds one folder for each set, with interactions and items. A finished
 run has a metrics.json and is not run again; an interrupted one goes on. With --collect-only nothing is run.
@@ -23,15 +23,21 @@ COMMAND = [sys.executable, "-c", "from genre_nb.cli import main; main()"]
 def name_of(data: str, protocol: str, seed: int) -> str: return f"{data}.{protocol}.{seed}"
 
 
-def run(folder: Path, protocol: str, seed: int, out: Path, config: Path | None = None) -> None:
+def run(folder: Path, protocol: str, seed: int, out: Path, options: list[str]) -> None:
     "One `genre evaluate`, unless its metrics are there; what it says goes to a file beside them."
     if (out / "metrics.json").exists(): return
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with open(out / "log.txt", "a", encoding="utf-8") as log:
-        done = subprocess.run([*COMMAND, "evaluate", "--data", str(folder), "--protocol", protocol, "--seed", str(seed), "--out", str(out), *(["--config", str(config)] if config else [])], stdout=log, stderr=log)
+        done = subprocess.run([*COMMAND, "evaluate", "--data", str(folder), "--protocol", protocol, "--seed", str(seed), "--out", str(out), *options], stdout=log, stderr=log)
     result = "finished" if done.returncode == 0 else f"exit code {done.returncode}, see {out / 'log.txt'},"
     print(f"{out.name}: {result} after {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def further(options: argparse.Namespace, protocol: str) -> list[str]:
+    "Options of `genre evaluate` that all runs of a protocol have in common; fakes are judged among cold items only."
+    return [*(["--config", str(options.config)] if options.config else []),
+            *(["--contaminate", f"{options.contaminate:g}"] if options.contaminate and protocol == "item-cold" else [])]
 
 
 def collected(out: Path) -> dict[str, dict]:
@@ -65,6 +71,7 @@ def main() -> None:
     parser.add_argument("--protocols", nargs="+", default=["warm", "item-cold"], choices=("warm", "item-cold", "user-cold"))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--config", type=Path, help="options of GenreConfig for every run, YAML or JSON; take another --out than without")
+    parser.add_argument("--contaminate", type=float, help="item-cold only: fakes among the cold items, in parts of their number; the study has them on local-yelp, 0.1")
     parser.add_argument("--summary", type=Path, help="write the results there; what it holds of other runs stays")
     parser.add_argument("--collect-only", action="store_true", help="run nothing, read what is finished")
     options = parser.parse_args()
@@ -74,7 +81,7 @@ def main() -> None:
         if missing: sys.exit(f"{options.data} has no folder {missing[0]!r}; it holds: {', '.join(sorted(p.name for p in Path(options.data).iterdir() if p.is_dir()))}")
         for seed in range(options.seeds):
             for protocol in options.protocols:
-                for data in options.sets: run(Path(options.data) / data, protocol, seed, options.out / name_of(data, protocol, seed), options.config)
+                for data in options.sets: run(Path(options.data) / data, protocol, seed, options.out / name_of(data, protocol, seed), further(options, protocol))
     found = collected(options.out)
     show(found)
     if options.summary and options.summary.exists(): found = json.loads(options.summary.read_text(encoding="utf-8")) | found

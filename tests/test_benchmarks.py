@@ -122,3 +122,35 @@ def test_what_is_written_is_counted_and_not_kept(folder, tmp_path, monkeypatch, 
     assert set(found) == {"another.warm", f"{shop.data.name}.warm"} and found[f"{shop.data.name}.warm"]["users"] == 30
     assert all(isinstance(value, (int, float)) for value in found[f"{shop.data.name}.warm"].values()) and "words_real" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="nowhere.*is missing"): run(script("written"), monkeypatch, tmp_path / "nowhere")
+
+
+FAKE_EVALUATE = """
+import json, sys
+given = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+interval = {"mean": 0.1, "low": 0.0, "high": 0.2}
+systems = {name: {"ndcg@10": interval, "unheard@10": interval} for name in ("ease", "genre")}
+lifts = {f"lift_vs_{over}": {"ndcg@10": interval, "recall@10": interval} for over in ("best_baseline", "gan_off")}
+found = {"best_baseline": "ease", "weights": {}, "config": {"hard_negatives": 16}, "seconds": {"total": 61.4}, "systems": systems, **lifts, "given": given}
+open(given["--out"] + "/metrics.json", "w").write(json.dumps(found | ({"contaminated": {"share": 0.1}} if "--contaminate" in given else {})))
+"""
+
+
+def test_real_data_runs_what_is_missing_and_collects(folder, tmp_path, monkeypatch, capsys):
+    real = script("real_data")
+    monkeypatch.setattr(real, "COMMAND", [sys.executable, "-c", FAKE_EVALUATE])
+    options = ["--data", folder.parent, "--sets", "shop", "--out", tmp_path, "--summary", tmp_path / "real.json", "--contaminate", 0.1]
+    (tmp_path / "real.json").write_text(json.dumps({"another.warm.0": {"kept": True}}))
+    run(real, monkeypatch, *options)
+    given = {name: json.loads((tmp_path / f"shop.{name}.0" / "metrics.json").read_text())["given"] for name in ("warm", "item-cold")}
+    assert {name: (g["--data"], g["--protocol"], g["--seed"], g.get("--contaminate")) for name, g in given.items()} == {
+        "warm": (str(folder), "warm", "0", None), "item-cold": (str(folder), "item-cold", "0", "0.1")}
+    found = json.loads((tmp_path / "real.json").read_text())
+    assert list(found) == ["another.warm.0", "shop.warm.0", "shop.item-cold.0"] and found["another.warm.0"] == {"kept": True}
+    assert set(found["shop.warm.0"]["systems"]["genre"]) == {"ndcg@10"} and found["shop.warm.0"]["seconds"] == {"total": 61} and found["shop.warm.0"]["hard_negatives"] == 16
+    assert "contaminated" in found["shop.item-cold.0"] and "contaminated" not in found["shop.warm.0"]
+    assert "shop.item-cold.0: finished" in capsys.readouterr().out
+    monkeypatch.setattr(real, "COMMAND", [sys.executable, "-c", "raise SystemExit(3)"])
+    run(real, monkeypatch, *options)                                             # all is there: nothing is run
+    run(real, monkeypatch, *options, "--seeds", 2)
+    assert "shop.warm.1: exit code 3" in capsys.readouterr().out and set(json.loads((tmp_path / "real.json").read_text())) == set(found)
+    with pytest.raises(SystemExit, match="has no folder 'nowhere'; it holds: shop"): run(real, monkeypatch, *options, "--sets", "nowhere")
