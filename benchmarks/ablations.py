@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from genre_nb.datasets import RecDataset
-from genre_nb.evaluation import Evaluation, evaluate_lists, paired_lift
+from genre_nb.evaluation import Evaluation, evaluate_lists, paired_lift, versions
 from genre_nb.recommender import GenreConfig, GenreRecommender, ShuffledJudge
 from genre_nb.reranking import Weights
 
@@ -47,7 +47,7 @@ def measure(shop: GenreRecommender, w: float) -> dict:
                "genre, D shuffled": ordered(shop, question, chosen, shuffle=True, extra=shop.trained.extra),
                "genre, no G": ordered(shop, question, chosen.model_copy(update={"match": 0.0}))}
     last = pd.DataFrame(shop.trained.gan.rows).dropna(subset=["auc_match"]).iloc[-1]
-    return {"weights": chosen.model_dump(), "first_stage": shop.first_name, "auc_match": float(last["auc_match"]), "auc_real": float(last["auc_real"]),
+    return {"weights": chosen.model_dump(), "first_stage": shop.first_name, "auc_match": float(last["auc_match"]), "auc_real": float(last["auc_real"]), "versions": versions(),
             "systems": {name: {m: v for m, v in found.summary().items() if m in METRICS} for name, found in systems.items()},
             "lifts": {name: paired_lift(systems[name], systems["first stage"]) for name in systems if name != "first stage"}}
 

@@ -13,11 +13,9 @@ first stages that read take part.
 """
 import argparse
 import json
-import platform
 import sys
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,7 +25,7 @@ import torch
 
 from genre_nb.collaborative_filtering import SPACES, Space, fusion_space, tune_baseline
 from genre_nb.datasets import RecDataset, Requests
-from genre_nb.evaluation import Evaluation, evaluate_lists
+from genre_nb.evaluation import Evaluation, evaluate_lists, versions
 from genre_nb.retrieval import Retriever
 
 METRICS = ("precision@10", "recall@10", "ndcg@10", "hit_rate@10", "mrr@10")
@@ -100,8 +98,7 @@ class Study:
     def write(self) -> None:
         "The whole table so far, replaced in one step."
         if self.options.out is None: return
-        versions = {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy", "scipy", "implicit") if find_spec(name)}}
-        text = json.dumps({"setup": self.setup, "versions": versions, "baselines": self.done}, indent=1, ensure_ascii=False)
+        text = json.dumps({"setup": self.setup, "versions": versions(("torch", "numpy", "scipy", "implicit")), "baselines": self.done}, indent=1, ensure_ascii=False)
         part = self.options.out.with_suffix(".part")
         part.write_text(text + "\n", encoding="utf-8")
         part.replace(self.options.out)

@@ -72,7 +72,7 @@ def main() -> None:
           f"{peak / table:.2f} times the table of users and items; nDCG@10 genre {metrics['systems']['genre']['ndcg@10']['mean']:.4f}, popularity {metrics['systems']['popularity']['ndcg@10']['mean']:.4f}")
     if options.summary:
         found = {"users": options.users, "items": options.items, "likes": len(pd.read_csv(shop / "interactions.csv.gz")),
-                 "wall_s": round(seconds), "cpu_s": round(used.ru_utime + used.ru_stime), "peak_gib": round(peak, 2), "table_gib": round(table, 2), "evaluate": options.evaluate}
+                 "wall_s": round(seconds), "cpu_s": round(used.ru_utime + used.ru_stime), "peak_gib": round(peak, 2), "table_gib": round(table, 2), "evaluate": options.evaluate, "versions": metrics.get("versions", {})}
         options.summary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if peak > options.limit_gib: sys.exit(1)
 

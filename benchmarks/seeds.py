@@ -27,25 +27,12 @@ from scipy import stats
 from torch import Tensor
 
 from genre_nb.datasets import RecDataset, Requests
-from genre_nb.evaluation import Evaluation, distinct_n, paired_lift, ranking_metrics
+from genre_nb.evaluation import Evaluation, distinct_n, paired_lift, ranking_metrics, versions
 from genre_nb.preprocessing import Analyzer
-from genre_nb.recommender import GenreConfig, GenreRecommender, Question, fingerprint, relabelled
+from genre_nb.recommender import GenreConfig, GenreRecommender, Question, RememberingBehaviour, relabelled
 from genre_nb.reranking import Behaviour, Lists, fit_scorer
 
 PARTS = ("genre_gan_off", "genre_features_only", "genre_text_only", "genre_g_off", "genre_d_shuffled")
-
-
-class Remembered:
-    "Behaviour features that are computed once for the same candidates."
-
-    def __init__(self, behaviour: Behaviour): self.behaviour, self.known = behaviour, {}
-
-    def __getattr__(self, name): return getattr(self.behaviour, name)
-
-    def __call__(self, requests: Requests, items: Tensor) -> Tensor:
-        key = (*fingerprint(requests), items.numpy().tobytes())
-        if key not in self.known: self.known[key] = self.behaviour(requests, items)
-        return self.known[key]
 
 
 def facts_of_texts(shop: GenreRecommender, question: Question, size: int = 500) -> dict[str, float]:
@@ -98,7 +85,7 @@ class Study:
         if self.options.users < 1: self.shop.view = fewer_users(self.shop.view, self.options.users, self.options.draw)
         self.say("first stages")
         self.shop._fit_stages(self.say)
-        self.shop.behaviour = Remembered(Behaviour.fit(self.shop.view, self.shop.stages))
+        self.shop.behaviour = RememberingBehaviour(Behaviour.fit(self.shop.view, self.shop.stages))
         self.lists = self.shop.training_lists(self.say)
         self.shop._fit_tokenizer(self.say)
         self.batches = [(part, *part.lists(self.shop.first, min(self.shop.config.rerank.candidates, self.shop.data.n_items))) for part in self.parts(self.shop.question("test"))]
@@ -123,7 +110,7 @@ class Study:
         values = self.read(shop)
         last = pd.DataFrame(shop.trained.gan.rows).dropna(subset=["auc_match"]).iloc[-1]
         found = {"weights": shop.trained.weights.model_dump(), "extra": shop.trained.extra, "gan_off_weights": shop.gan_off.weights.model_dump(), "auc_match": float(last["auc_match"]),
-                 "written": facts_of_texts(shop, shop.question("test")), "seconds": round(time.perf_counter() - start), "ndcg@10": {name: [round(float(v), 5) for v in users] for name, users in values.items()}}
+                 "written": facts_of_texts(shop, shop.question("test")), "seconds": round(time.perf_counter() - start), "versions": versions(), "ndcg@10": {name: [round(float(v), 5) for v in users] for name, users in values.items()}}
         beside = file.with_suffix(".writing")
         beside.write_text(json.dumps(found), encoding="utf-8")
         beside.replace(file)
@@ -150,7 +137,7 @@ class Study:
             half = stats.t.ppf(0.975, len(each) - 1) * each.std(ddof=1) / len(each) ** 0.5 if len(each) > 1 else np.nan
             lifts[over] = {"over_users": paired_lift(averaged["genre"], averaged[over]), "by_seed": [round(float(v), 5) for v in each],
                            "over_seeds": {"mean": float(each.mean()), "low": float(each.mean() - half), "high": float(each.mean() + half)} if len(each) > 1 else None}
-        return {"seeds": len(runs), "users": tables["genre"].shape[1], "weights": [run["weights"] for run in runs], "auc_match": [run["auc_match"] for run in runs],
+        return {"seeds": len(runs), "seconds": [run["seconds"] for run in runs], "versions": runs[-1].get("versions", {}), "users": tables["genre"].shape[1], "weights": [run["weights"] for run in runs], "auc_match": [run["auc_match"] for run in runs],
                 "extra": [run["extra"] for run in runs], "written": {name: round(float(np.mean([run["written"][name] for run in runs])), 4) for name in runs[0]["written"]},
                 "ndcg@10": {name: [round(float(v), 5) for v in values.mean(1)] for name, values in tables.items()}, "lifts": lifts}
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from genre_nb.cli import demo_config
-from genre_nb.evaluation import Evaluation, attribute_match, comparison_table, distinct_n, paired_lift, self_bleu
+from genre_nb.evaluation import Evaluation, attribute_match, comparison_table, distinct_n, paired_lift, self_bleu, versions
 from genre_nb.preprocessing import Analyzer
 from genre_nb.recommender import GenreRecommender
 from genre_nb.simulation import DOMAINS, LANGUAGES, World
@@ -114,7 +114,7 @@ def main() -> None:
                 print(key, round(done[key]["seconds"]), "s", done[key]["written"]["genre"], flush=True)
     tables = {name: summary(runs) for name, runs in found.items()}
     for name, table in tables.items(): show(name, table)
-    if options.summary: options.summary.write_text(json.dumps({"users": options.users, "items": options.items, "worlds": tables}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    if options.summary: options.summary.write_text(json.dumps({"users": options.users, "items": options.items, "versions": versions(), "worlds": tables}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__": main()

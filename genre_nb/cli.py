@@ -368,9 +368,10 @@ class Run:
 def write_report(report, folder: Path, further: dict | None = None) -> None:   # further: key of metrics.json → what has `to_dict`
     "metrics.json and comparison.png."
     import matplotlib
+    from genre_nb.evaluation import versions
     folder.mkdir(parents=True, exist_ok=True)
     beside = folder / "metrics.json.writing"
-    values = report.to_dict() | {key: part.to_dict() for key, part in (further or {}).items()}
+    values = report.to_dict() | {"versions": versions()} | {key: part.to_dict() for key, part in (further or {}).items()}
     beside.write_text(json.dumps(values, ensure_ascii=False, indent=1), encoding="utf-8")
     beside.replace(folder / "metrics.json")
     with matplotlib.rc_context(FIGURES): report.plot().savefig(folder / "comparison.png", dpi=120, bbox_inches="tight")

@@ -9,7 +9,7 @@ __all__ = ['RANKING_METRICS', 'GREY', 'ORANGE', 'BLUE', 'BLACK', 'Summary', 'Res
            'system_style', 'exposure_by_popularity', 'lorenz_curve', 'plot_exposure', 'frontier', 'plot_frontier',
            'times_drawn', 'resamples', 'bootstrap_means', 'bootstrap_mean', 'Evaluation', 'evaluate_lists',
            'paired_difference', 'paired_lift', 'comparison_table', 'plot_comparison', 'lift_by_group', 'plot_lift',
-           'TuneResult', 'trial_settings', 'tune', 'live_metrics', 'ab_test', 'ab_power', 'ab_sample_size',
+           'TuneResult', 'trial_settings', 'tune', 'versions', 'live_metrics', 'ab_test', 'ab_power', 'ab_sample_size',
            'team_draft', 'interleaving_test', 'importance_weights', 'effective_sample_size', 'off_policy_value',
            'estimate_examination', 'corrected_click_rate', 'bleu', 'self_bleu', 'distinct_n', 'held_out_likelihood',
            'plot_reliability', 'plot_quality_diversity', 'attribute_match', 'auc', 'reliability_curve', 'judge_metrics']
@@ -17,11 +17,14 @@ __all__ = ['RANKING_METRICS', 'GREY', 'ORANGE', 'BLUE', 'BLACK', 'Summary', 'Res
 # %% ../nbs/07_evaluation.ipynb #d78ec434
 import difflib
 import math
+import platform
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import pandas as pd
@@ -710,6 +713,17 @@ def tune(
         raise ValueError(f"the objective was NaN in all {len(values)} trials: does the validation split have positives?")
     best = max(range(len(values)), key=lambda i: -math.inf if math.isnan(values[i]) else values[i])
     return TuneResult(settings[best], values[best], pd.DataFrame(rows))
+
+# %% ../nbs/07_evaluation.ipynb #5cc7ebac
+def versions(
+    names: Sequence[str] = ("torch", "lightning", "numpy", "scipy", "pandas"),   # packages; those that are not installed are left out
+) -> dict[str, str]:   # python, genre_nb, and each package → version
+    "What a result was made with, for the file that keeps it. Nothing is imported to find out."
+    from genre_nb import __version__
+    found = {"python": platform.python_version(), "genre_nb": __version__}
+    for name in names:
+        with suppress(PackageNotFoundError): found[name] = version(name)
+    return found
 
 # %% ../nbs/07_evaluation.ipynb #9bb2e46c
 Respond = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]  # as World.respond

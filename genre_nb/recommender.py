@@ -45,11 +45,12 @@ __all__ = ['Say', 'REGISTRIES', 'FIRST_STAGES', 'TUNED', 'SINGLE_STAGES', 'DAMPI
            'finite_numbers', 'known_by', 'Warm', 'item_folds', 'Only', 'draw_cold_items', 'ItemCold', 'UserCold',
            'Irgan', 'cross_fit_by', 'Trained', 'check_parts', 'Settings', 'StageFitting', 'PlayerFitting',
            'WeightFitting', 'Fitting', 'Requesting', 'Retrieving', 'Ranking', 'Asking', 'Report', 'plain',
-           'ShuffledJudge', 'Remembering', 'Variant', 'Comparing', 'Evaluating', 'whole_ranking', 'GenreRecommender',
-           'check_contaminate', 'Stock', 'genuine_items', 'forge_stock', 'Contaminated', 'ListingFold', 'auc_interval',
-           'ListingReport', 'with_interval', 'show_interval', 'judge_listings', 'read_fold', 'save_stock', 'load_stock',
-           'write_json', 'save_recommender', 'apart', 'remove_tree', 'swap_in', 'load_recommender', 'check_given',
-           'load_data', 'load_stages', 'load_scorer', 'load_players']
+           'ShuffledJudge', 'Remembering', 'RememberingBehaviour', 'Variant', 'Comparing', 'Evaluating',
+           'whole_ranking', 'GenreRecommender', 'check_contaminate', 'Stock', 'genuine_items', 'forge_stock',
+           'Contaminated', 'ListingFold', 'auc_interval', 'ListingReport', 'with_interval', 'show_interval',
+           'judge_listings', 'read_fold', 'save_stock', 'load_stock', 'write_json', 'save_recommender', 'apart',
+           'remove_tree', 'swap_in', 'load_recommender', 'check_given', 'load_data', 'load_stages', 'load_scorer',
+           'load_players']
 
 # %% ../nbs/13_recommender.ipynb #8dd65dc5
 Say = Callable[[str], None]   # told in a few words what is being done
@@ -547,8 +548,9 @@ class Match:
 
     def __call__(self, requests: Requests, items: Tensor) -> Tensor:   # (B, C)
         "Mean similarity over the descriptions of each request."
-        return torch.cat([self.stage.scores(requests[slice(i, i + 256)]).gather(1, items[i : i + 256].clamp(min=0))
-                          for i in range(0, len(requests), 256)])
+        size = self.stage.batch_size                        # as when it retrieves: G writes once for the same batch
+        return torch.cat([self.stage.scores(requests[slice(i, i + size)]).gather(1, items[i : i + size].clamp(min=0))
+                          for i in range(0, len(requests), size)])
 
 # %% ../nbs/13_recommender.ipynb #94de02ce
 @dataclass
@@ -1123,7 +1125,8 @@ class WeightFitting(PlayerFitting):
         "Candidates, and `extra` more to which G's texts lead; the same where nothing is left to add."
         if not extra or items.shape[1] >= self.data.n_items: return items, scores
         parts = []
-        for rows in (slice(start, start + 256) for start in range(0, len(question), 256)):   # as the match asks: G writes once
+        size = trained.match.stage.batch_size               # as the match asks: G writes once
+        for rows in (slice(start, start + size) for start in range(0, len(question), size)):
             further, _ = question[rows].lists(trained.match.stage, min(items.shape[1] + extra, self.data.n_items))
             parts.append(lengthened(items[rows], scores[rows], further, extra))
         return tuple(map(torch.cat, zip(*parts)))
@@ -1471,6 +1474,26 @@ class Remembering(Retriever):
         if asked not in self.said: self.said[asked] = say()
         return self.said[asked]
 
+# %% ../nbs/13_recommender.ipynb #dfa72c01
+class RememberingBehaviour:
+    "Behaviour features that are computed once for the same requests and candidates, whoever's list they stand in."
+
+    def __init__(self, behaviour: Behaviour): self.behaviour, self.known = behaviour, {}
+
+    def __getattr__(self, name):                          # everything else as it is; not before there is something behind it
+        if name == "behaviour": raise AttributeError(name)
+        return getattr(self.behaviour, name)
+
+    def __call__(
+        self,
+        requests: Requests,   # B requests
+        items: Tensor,        # (B, C) item codes, −1 = closed
+    ) -> Tensor:              # (B, C, F) float32
+        "As the features are, from memory where they have been asked for."
+        asked = *fingerprint(requests), items.numpy().tobytes()
+        if asked not in self.known: self.known[asked] = self.behaviour(requests, items)
+        return self.known[asked]
+
 # %% ../nbs/13_recommender.ipynb #8441c33c
 class Variant(NamedTuple):
     "One row of the ablation."
@@ -1503,9 +1526,10 @@ class Comparing(Asking):
         left = trials[(trials[list(parts)] == 0).all(axis=1) & (trials["generated"] == (extra if (trials["generated"] == extra).any() else 0))]
         return Weights(**left.sort_values("value", ascending=False, kind="stable").iloc[0][["behaviour", "judge", "match"]])
 
-    def _parts(self, trained: Trained, wanted: set[str], requests: Requests, items: Tensor, scores: Tensor) -> dict[str, Tensor]:
+    def _parts(self, trained: Trained, behaviour: RememberingBehaviour, wanted: set[str], requests: Requests, items: Tensor, scores: Tensor) -> dict[str, Tensor]:
         "What these players and the scorer say of the candidates; only parts that somebody gives weight."
         reranker = self.reranker(trained)
+        reranker.behaviour = behaviour
         if "behaviour" not in wanted: reranker.scorer = None
         if "judge" not in wanted: reranker.judge = None
         if "match" not in wanted: reranker.match = None
@@ -1513,12 +1537,12 @@ class Comparing(Asking):
 
     def _reranked(self, question: Question, items: Tensor, scores: Tensor) -> Iterator[tuple[str, Tensor]]:   # name, (B, ≥ k) item codes
         "The first candidates of each list (and those from G's texts) in the final order of every variant, the rest as it was; each part is computed once."
-        size, variants, said = min(self.config.rerank.candidates, self.data.n_items), self._variants(), {}
+        size, variants, said, behaviour = min(self.config.rerank.candidates, self.data.n_items), self._variants(), {}, RememberingBehaviour(self.behaviour)
         tail, counts = items[:, size:], lambda weights: {name for name, value in weights.model_dump().items() if value}
         for trained, extra in dict.fromkeys((v.trained, v.extra) for v in variants):
             wanted = set().union(*(counts(v.weights) for v in variants if (v.trained, v.extra) == (trained, extra)))
             head = self.lengthen(trained, question, items[:, :size], scores[:, :size], extra)
-            said[trained, extra] = head, self._parts(trained, wanted, question.requests, *head)
+            said[trained, extra] = head, self._parts(trained, behaviour, wanted, question.requests, *head)
         for v in variants:
             head, known = said[v.trained, v.extra]
             parts = {part: value for part, value in known.items() if part == "prior" or part in counts(v.weights)}

@@ -598,6 +598,7 @@ class Generated(Retriever):
     """
 
     kind, options = "generated", ("combine",)
+    batch_size = 256
 
     def __init__(
         self,

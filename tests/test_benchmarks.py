@@ -55,7 +55,7 @@ def test_seeds_share_their_stages_and_are_not_trained_twice(seeds, folder, tmp_p
     assert set(kept) == {"0.json", "1.json"} and not list((tmp_path / "shop.warm").glob("training*"))
     found = json.loads((tmp_path / "seeds.json").read_text())["shop.warm"]
     runs = [json.loads(text) for text in kept.values()]
-    assert found["seeds"] == 2 and found["users"] == len(runs[0]["ndcg@10"]["genre"])
+    assert found["seeds"] == 2 and found["versions"]["python"] and len(found["seconds"]) == 2 and found["users"] == len(runs[0]["ndcg@10"]["genre"])
     assert runs[0]["ndcg@10"]["first_stage"] == runs[1]["ndcg@10"]["first_stage"] and set(found["lifts"]) == {"first_stage", *seeds.PARTS}
     written = runs[0]["written"]
     assert all(0 <= written[name] <= 1 for name in written if name not in ("users", "texts")) and written["words_real"] >= written["words_random"] and written["users"] <= 500
@@ -130,7 +130,7 @@ given = dict(zip(sys.argv[2::2], sys.argv[3::2]))
 interval = {"mean": 0.1, "low": 0.0, "high": 0.2}
 systems = {name: {"ndcg@10": interval, "unheard@10": interval} for name in ("ease", "genre")}
 lifts = {f"lift_vs_{over}": {"ndcg@10": interval, "recall@10": interval} for over in ("best_baseline", "gan_off")}
-found = {"best_baseline": "ease", "weights": {}, "config": {"hard_negatives": 16}, "seconds": {"total": 61.4}, "systems": systems, **lifts, "given": given}
+found = {"best_baseline": "ease", "weights": {}, "config": {"hard_negatives": 16}, "seconds": {"total": 61.4}, "versions": {"python": "3"}, "systems": systems, **lifts, "given": given}
 open(given["--out"] + "/metrics.json", "w").write(json.dumps(found | ({"contaminated": {"share": 0.1}} if "--contaminate" in given else {})))
 """
 
@@ -146,7 +146,7 @@ def test_real_data_runs_what_is_missing_and_collects(folder, tmp_path, monkeypat
         "warm": (str(folder), "warm", "0", None), "item-cold": (str(folder), "item-cold", "0", "0.1")}
     found = json.loads((tmp_path / "real.json").read_text())
     assert list(found) == ["another.warm.0", "shop.warm.0", "shop.item-cold.0"] and found["another.warm.0"] == {"kept": True}
-    assert set(found["shop.warm.0"]["systems"]["genre"]) == {"ndcg@10"} and found["shop.warm.0"]["seconds"] == {"total": 61} and found["shop.warm.0"]["hard_negatives"] == 16
+    assert set(found["shop.warm.0"]["systems"]["genre"]) == {"ndcg@10"} and found["shop.warm.0"]["seconds"] == {"total": 61} and found["shop.warm.0"]["hard_negatives"] == 16 and found["shop.warm.0"]["versions"] == {"python": "3"}
     assert "contaminated" in found["shop.item-cold.0"] and "contaminated" not in found["shop.warm.0"]
     assert "shop.item-cold.0: finished" in capsys.readouterr().out
     monkeypatch.setattr(real, "COMMAND", [sys.executable, "-c", "raise SystemExit(3)"])

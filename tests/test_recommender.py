@@ -19,9 +19,9 @@ from genre_nb.datasets import DataError, RecDataset
 from genre_nb.encoder import ENCODERS, EncoderConfig
 from genre_nb.evaluation import evaluate_lists
 from genre_nb.generator import LSTMGenerator
-from genre_nb.recommender import (DAMPINGS, FIRST_STAGES, PROTOCOLS, TUNED, GenreConfig, GenreRecommender, Nearest, Remembering, ShuffledJudge, Towers, blend, item_folds,
+from genre_nb.recommender import (DAMPINGS, FIRST_STAGES, PROTOCOLS, TUNED, GenreConfig, GenreRecommender, Nearest, Remembering, RememberingBehaviour, ShuffledJudge, Towers, blend, item_folds,
                                   register, single_stages, stage_names, whole_ranking, with_splits)
-from genre_nb.reranking import RerankConfig
+from genre_nb.reranking import RerankConfig, Weights
 from genre_nb.retrieval import RETRIEVERS, Dense, Popularity
 from genre_nb.simulation import World
 
@@ -516,6 +516,29 @@ def test_remembering_changes_nothing_but_how_often_is_asked(fitted, data):
     kept, plain = Remembering(stage), stage.standardised(requests, mask)
     for _ in range(3): assert torch.equal(kept.standardised(requests, mask), plain)
     assert Counting.asked == 2 and torch.equal(kept.scores(requests), before)      # once for the plain ones, once for those remembered
+
+
+def test_features_and_texts_are_made_once_for_both_players(fitted, monkeypatch):
+    asked, written, behaviour = [], [], fitted.behaviour
+    question = fitted.question("valid")[slice(0, 300)]
+    items, scores = question.lists(fitted.first, 20)
+    kept = RememberingBehaviour(behaviour)
+    monkeypatch.setattr(type(behaviour), "__call__", lambda self, requests, items, plain=type(behaviour).__call__: asked.append(len(items)) or plain(self, requests, items))
+    assert torch.equal(kept(question.requests, items), kept(question.requests, items)) and len(asked) == 1 and kept.names == behaviour.names
+    kept(question.requests, items.flip(1))
+    assert len(asked) == 2, "other candidates are another question"
+    assert copy.copy(kept).known is kept.known
+    asked.clear()
+    ours = copy.copy(fitted.trained)
+    ours.weights = Weights(behaviour=1.0, judge=0.5, match=0.5)
+    monkeypatch.setattr(fitted, "trained", ours)
+    monkeypatch.setattr(fitted, "gan_off", copy.copy(ours))
+    writer = ours.writer
+    monkeypatch.setattr(writer, "said", {})
+    monkeypatch.setattr(type(writer), "ids", lambda self, requests, n=None, plain=type(writer).ids: written.append(len(requests)) or plain(self, requests, n))
+    lists = dict(fitted.systems(question, 10))
+    assert asked == [len(question)] and {"genre", "genre_gan_off", "generated"} <= set(lists)
+    assert sum(written) == len(question), "what finds the generated candidates is what is matched"
 
 
 def test_register(data):
