@@ -1,7 +1,7 @@
 """GENRE on public data: every system of `genre evaluate`, set by set, and one file of results for the notebooks and the README.
 
 usage: python benchmarks/real_data.py --data FOLDER_OF_SETS --out runs [--sets local-yelp …] [--protocols warm item-cold] [--seeds 1]
-                                      [--config options.yaml] [--contaminate 0.1]
+                                      [--config options.yaml] [--contaminate 0.1] [--label hard0]
                                       [--summary nbs/results/real.json]
 FOLDER_OF_SETS (default: the environment variable GENRE_DATA) holds one folder for each set, with interactions and items. A finished
 run has a metrics.json and is not run again; an interrupted one goes on. With --collect-only nothing is run.
@@ -20,7 +20,7 @@ SETS = ("ecommerce-amazon-cn", "local-yelp", "movies-agent4rec", "games-amazon",
 COMMAND = [sys.executable, "-c", "from genre_nb.cli import main; main()"]
 
 
-def name_of(data: str, protocol: str, seed: int) -> str: return f"{data}.{protocol}.{seed}"
+def name_of(data: str, protocol: str, seed: int, label: str | None = None) -> str: return ".".join([data, protocol, str(seed), *([label] if label else [])])
 
 
 def run(folder: Path, protocol: str, seed: int, out: Path, options: list[str]) -> None:
@@ -46,7 +46,7 @@ def collected(out: Path) -> dict[str, dict]:
     for file in sorted(out.glob("*.*.*/metrics.json")):
         metrics = json.loads(file.read_text(encoding="utf-8"))
         found[file.parent.name] = {
-            "best_baseline": metrics["best_baseline"], "weights": metrics["weights"], "hard_negatives": metrics["config"].get("hard_negatives", 0), **({"versions": metrics["versions"]} if "versions" in metrics else {}), "seconds": {k: round(v) for k, v in metrics["seconds"].items()},
+            "best_baseline": metrics["best_baseline"], "weights": metrics["weights"], "hard_negatives": metrics["config"].get("hard_negatives", 0), **{key: metrics[key] for key in ("users", "versions") if key in metrics}, "seconds": {k: round(v) for k, v in metrics["seconds"].items()},
             "systems": {name: {m: values[m] for m in METRICS if m in values} for name, values in metrics["systems"].items()},
             **{lift: {"ndcg@10": metrics[lift]["ndcg@10"]} for lift in LIFTS if lift in metrics},
             **({"contaminated": metrics["contaminated"]} if "contaminated" in metrics else {})}
@@ -70,7 +70,8 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=list(SETS))
     parser.add_argument("--protocols", nargs="+", default=["warm", "item-cold"], choices=("warm", "item-cold", "user-cold"))
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--config", type=Path, help="options of GenreConfig for every run, YAML or JSON; take another --out than without")
+    parser.add_argument("--config", type=Path, help="options of GenreConfig for every run, YAML or JSON; give a --label, or take another --out than without")
+    parser.add_argument("--label", help="end of the names of these runs, beside those of the same question without it")
     parser.add_argument("--contaminate", type=float, help="item-cold only: fakes among the cold items, in parts of their number; the study has them on local-yelp, 0.1")
     parser.add_argument("--summary", type=Path, help="write the results there; what it holds of other runs stays")
     parser.add_argument("--collect-only", action="store_true", help="run nothing, read what is finished")
@@ -81,7 +82,7 @@ def main() -> None:
         if missing: sys.exit(f"{options.data} has no folder {missing[0]!r}; it holds: {', '.join(sorted(p.name for p in Path(options.data).iterdir() if p.is_dir()))}")
         for seed in range(options.seeds):
             for protocol in options.protocols:
-                for data in options.sets: run(Path(options.data) / data, protocol, seed, options.out / name_of(data, protocol, seed), further(options, protocol))
+                for data in options.sets: run(Path(options.data) / data, protocol, seed, options.out / name_of(data, protocol, seed, options.label), further(options, protocol))
     found = collected(options.out)
     show(found)
     if options.summary and options.summary.exists(): found = json.loads(options.summary.read_text(encoding="utf-8")) | found

@@ -1402,6 +1402,7 @@ class Report:
     weights: dict[str, dict] = field(default_factory=dict)   # what validation chose
     valid_ndcg: dict[str, float] = field(default_factory=dict)
     split: str = ""                                          # how rows were dealt
+    users: dict[str, int] = field(default_factory=dict)      # on how many weights were chosen (valid), and how many were asked (test)
 
     def lift(self, over: str) -> dict[str, dict[str, float | None]]:
         "Relative lift of `genre` in every metric that is a mean over users, paired by user."
@@ -1411,7 +1412,7 @@ class Report:
     def to_dict(self) -> dict:
         "What `metrics.json` holds."
         lifts = {"lift_vs_best_baseline": self.best_baseline} | {f"lift_vs_{part}": f"genre_{part}" for part in ("gan_off", "features_only", "text_only", "g_off", "d_shuffled")}
-        return plain({"dataset": self.dataset, "protocol": self.protocol, "split": self.split, "systems": {n: e.summary() for n, e in self.systems.items()},
+        return plain({"dataset": self.dataset, "protocol": self.protocol, "split": self.split, "users": self.users, "systems": {n: e.summary() for n, e in self.systems.items()},
                       **{name: self.lift(over) for name, over in lifts.items()}, "best_baseline": self.best_baseline,
                       "weights": self.weights, "validation_ndcg@10": self.valid_ndcg, "seconds": self.seconds, "config": self.config})
 
@@ -1595,9 +1596,10 @@ class Evaluating(Comparing):
         chosen = {"genre": self.trained.weights.model_dump(), "genre_gan_off": self.gan_off.weights.model_dump(), "genre_extra": self.trained.extra, "genre_gan_off_extra": self.gan_off.extra,
                   "genre, text only": self.trained.text_weights.model_dump(), "first_stage": self.first_name, "zsum(tuned)": self.fusion,
                   **({"ease_l2": self.linear["l2"], "ease_weighted": self.linear.get("weighted"), "pure_svd": self.linear.get("svd")} if self.protocol.collaborative else {"text_ease": self.linear})}
+        asked = {"valid": len(self.question("valid", self.config.rerank.tune_users)), "test": len(systems["genre"].per_user)}
         seconds = {**self.seconds, "evaluation": time.perf_counter() - start}
         return Report(self.data.name, self.protocol.name, systems, best, {**seconds, "total": sum(seconds.values())},
-                      self.config.model_dump(mode="json"), chosen, self.valid_ndcg, str(self.data.protocol))
+                      self.config.model_dump(mode="json"), chosen, self.valid_ndcg, str(self.data.protocol), asked)
 
     def refitted(self, say: Say = lambda message: None):   # → a copy
         "First stages and re-ranker once more, on train and valid together, with what was chosen; players and weights stay."

@@ -130,7 +130,7 @@ given = dict(zip(sys.argv[2::2], sys.argv[3::2]))
 interval = {"mean": 0.1, "low": 0.0, "high": 0.2}
 systems = {name: {"ndcg@10": interval, "unheard@10": interval} for name in ("ease", "genre")}
 lifts = {f"lift_vs_{over}": {"ndcg@10": interval, "recall@10": interval} for over in ("best_baseline", "gan_off")}
-found = {"best_baseline": "ease", "weights": {}, "config": {"hard_negatives": 16}, "seconds": {"total": 61.4}, "versions": {"python": "3"}, "systems": systems, **lifts, "given": given}
+found = {"best_baseline": "ease", "weights": {}, "config": {"hard_negatives": 16}, "seconds": {"total": 61.4}, "versions": {"python": "3"}, "users": {"test": 7}, "systems": systems, **lifts, "given": given}
 open(given["--out"] + "/metrics.json", "w").write(json.dumps(found | ({"contaminated": {"share": 0.1}} if "--contaminate" in given else {})))
 """
 
@@ -146,11 +146,23 @@ def test_real_data_runs_what_is_missing_and_collects(folder, tmp_path, monkeypat
         "warm": (str(folder), "warm", "0", None), "item-cold": (str(folder), "item-cold", "0", "0.1")}
     found = json.loads((tmp_path / "real.json").read_text())
     assert list(found) == ["another.warm.0", "shop.warm.0", "shop.item-cold.0"] and found["another.warm.0"] == {"kept": True}
-    assert set(found["shop.warm.0"]["systems"]["genre"]) == {"ndcg@10"} and found["shop.warm.0"]["seconds"] == {"total": 61} and found["shop.warm.0"]["hard_negatives"] == 16 and found["shop.warm.0"]["versions"] == {"python": "3"}
+    assert set(found["shop.warm.0"]["systems"]["genre"]) == {"ndcg@10"} and found["shop.warm.0"]["seconds"] == {"total": 61} and found["shop.warm.0"]["hard_negatives"] == 16 and found["shop.warm.0"]["versions"] == {"python": "3"} and found["shop.warm.0"]["users"] == {"test": 7}
     assert "contaminated" in found["shop.item-cold.0"] and "contaminated" not in found["shop.warm.0"]
     assert "shop.item-cold.0: finished" in capsys.readouterr().out
     monkeypatch.setattr(real, "COMMAND", [sys.executable, "-c", "raise SystemExit(3)"])
     run(real, monkeypatch, *options)                                             # all is there: nothing is run
     run(real, monkeypatch, *options, "--seeds", 2)
     assert "shop.warm.1: exit code 3" in capsys.readouterr().out and set(json.loads((tmp_path / "real.json").read_text())) == set(found)
+    monkeypatch.setattr(real, "COMMAND", [sys.executable, "-c", FAKE_EVALUATE])
+    (tmp_path / "options.yaml").write_text("hard_negatives: 0")
+    run(real, monkeypatch, *options, "--protocols", "item-cold", "--config", tmp_path / "options.yaml", "--label", "hard0")
+    assert list(json.loads((tmp_path / "real.json").read_text())) == [*found, "shop.item-cold.0.hard0"]
+    assert json.loads((tmp_path / "shop.item-cold.0.hard0" / "metrics.json").read_text())["given"]["--config"] == str(tmp_path / "options.yaml")
     with pytest.raises(SystemExit, match="has no folder 'nowhere'; it holds: shop"): run(real, monkeypatch, *options, "--sets", "nowhere")
+
+
+def test_every_saved_result_and_every_script_is_listed():
+    root = Path(__file__).parents[1]
+    listed = (root / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert not [file.name for file in (root / "nbs" / "results").glob("*.json") if f"`{file.name}`" not in listed and f"/{file.name}`" not in listed]
+    assert not [file.name for file in (root / "benchmarks").glob("*.py") if file.name not in listed]

@@ -160,6 +160,7 @@ def test_report(fitted):
     assert {"genre", "genre_gan_off", "genre_features_only", "genre_text_only", "popularity", "generated"} <= set(report.systems)
     saved = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert saved["best_baseline"] == max(report.valid_ndcg, key=report.valid_ndcg.get) and not saved["best_baseline"].startswith("genre")
+    assert saved["users"] == {"valid": len(fitted.question("valid", fitted.config.rerank.tune_users)), "test": 60}
     assert saved["systems"]["genre"]["coverage@10"]["low"] is None and {"mean", "low", "high"} == set(saved["lift_vs_gan_off"]["ndcg@10"])
 
 
