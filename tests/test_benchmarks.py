@@ -166,3 +166,27 @@ def test_every_saved_result_and_every_script_is_listed():
     listed = (root / "benchmarks" / "README.md").read_text(encoding="utf-8")
     assert not [file.name for file in (root / "nbs" / "results").glob("*.json") if f"`{file.name}`" not in listed and f"/{file.name}`" not in listed]
     assert not [file.name for file in (root / "benchmarks").glob("*.py") if file.name not in listed]
+
+
+def test_members_are_judged_by_those_who_did_not_choose(folder, tmp_path, monkeypatch, capsys):
+    from genre_nb.reranking import opinions_of
+    members = script("members")
+    members.GenreConfig = tiny
+    (tmp_path / "members.json").write_text(json.dumps({"another": {}}))
+    run(members, monkeypatch, "--data", folder, "--extras", "user_knn", "text_ease", "--deals", 1, "--summary", tmp_path / "members.json")
+    found = json.loads((tmp_path / "members.json").read_text())
+    assert set(found) == {"another", "shop"} and "with text_ease" in capsys.readouterr().out
+    found, own = found["shop"], found["shop"]["members"]
+    assert set(found["lifts"]) == {*(f"without {name}" for name in own), "with user_knn", "with text_ease"} and {"ease", "pure_svd", "dense"} <= set(own)
+    for name, lift in found["lifts"].items(): assert lift["mean"] == pytest.approx(found["ndcg@10"][name] / found["ndcg@10"]["all"] - 1, abs=1e-3)
+    shop = members.GenreRecommender(tiny())
+    shop.take(RecDataset.from_folder(folder))
+    shop._fit_stages(lambda _: None)
+    question = shop.question("valid")
+    opinions = opinions_of(shop.stages, question.requests, question.relevant, question.closed, question.allowed, 50)
+    weights = members.torch.ones(len(opinions.names))
+    assert members.each_ndcg(opinions, weights).mean() == pytest.approx(opinions.ndcg(weights))
+    some = members.some_members(opinions, ["dense", "ease"])
+    assert some.names == ("dense", "ease") and members.each_ndcg(some, weights[:1].repeat(2)).shape == (len(question),)
+    lone = members.some_members(opinions, ["dense"])
+    assert members.held_out(lone, "dense", 2) == pytest.approx(members.each_ndcg(lone, weights[:1])), "of one opinion there is only one order"
