@@ -5,7 +5,7 @@ usage: python benchmarks/members.py --data FOLDER [--extras user_knn softmax_mf 
 The members of `zsum(tuned)` are fitted as `genre evaluate` fits them under the protocol warm; the extras join by name, with their defaults
 (`text_ease`: with the λ of `ease` and words and phrases). Then for the mixture of all members, for each mixture without one of them, and
 for each with one extra, coordinate ascent finds the weights on half of the users of validation and the others judge it, and the other way
-round, for each deal of halves. Test is not read. A fitted extra and a judged mixture are not kept: one set takes 1 to 20 minutes.
+round, for each deal of halves. Test is not read. A fitted extra and a judged mixture are not kept: one set takes some minutes.
 """
 import argparse
 import json

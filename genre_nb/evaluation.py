@@ -716,7 +716,7 @@ def tune(
 
 # %% ../nbs/07_evaluation.ipynb #5cc7ebac
 def versions(
-    names: Sequence[str] = ("torch", "lightning", "numpy", "scipy", "pandas"),   # packages; those that are not installed are left out
+    names: Sequence[str] = ("torch", "pytorch-lightning", "numpy", "scipy", "pandas"),   # packages; those that are not installed are left out
 ) -> dict[str, str]:   # python, genre_nb, and each package → version
     "What a result was made with, for the file that keeps it. Nothing is imported to find out."
     from genre_nb import __version__
