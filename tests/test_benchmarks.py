@@ -190,3 +190,24 @@ def test_members_are_judged_by_those_who_did_not_choose(folder, tmp_path, monkey
     assert some.names == ("dense", "ease") and members.each_ndcg(some, weights[:1].repeat(2)).shape == (len(question),)
     lone = members.some_members(opinions, ["dense"])
     assert members.held_out(lone, "dense", 2) == pytest.approx(members.each_ndcg(lone, weights[:1])), "of one opinion there is only one order"
+
+
+def test_gains_by_length_of_the_history(folder, tmp_path, monkeypatch, capsys):
+    from genre_nb.recommender import GenreRecommender
+    model, summary, by_length = tmp_path / "model", tmp_path / "by_length.json", script("by_length")
+    shop = GenreRecommender(tiny()).fit(RecDataset.from_folder(folder))
+    shop.save(model)
+    summary.write_text(json.dumps({"another.warm": {}}))
+    run(by_length, monkeypatch, model, "--deals", 1, "--summary", summary)
+    found = json.loads(summary.read_text())
+    assert set(found) == {"another.warm", f"{shop.data.name}.warm"} and "held out" in capsys.readouterr().out
+    found, asked = found[f"{shop.data.name}.warm"], by_length.Asked(shop)
+    rows = np.arange(len(asked.question))
+    assert sum(q["users"] for q in found["quarters"]) == found["users"] == len(rows) and found["weights"] == shop.trained.weights.model_dump()
+    assert [q["history"] for q in found["quarters"]] == sorted(q["history"] for q in found["quarters"])
+    before = asked.ndcg(by_length.NOTHING, rows)
+    assert before.mean() == pytest.approx(shop._ndcg(shop.first, asked.question)), "all weights at zero: the first stage"
+    assert found["in sample"]["mean"] == pytest.approx(asked.ndcg(shop.trained.weights, rows).mean() / before.mean() - 1, abs=1e-6)
+    best = asked.chosen_on(rows)
+    assert asked.ndcg(best, rows).mean() >= asked.ndcg(shop.trained.weights, rows).mean() - 1e-9, "whoever chooses is pleased with it"
+    with pytest.raises(SystemExit, match="nowhere.*is missing"): run(by_length, monkeypatch, tmp_path / "nowhere")
