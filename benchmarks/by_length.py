@@ -56,7 +56,8 @@ def lift(after: np.ndarray, before: np.ndarray) -> dict[str, float]:
 
 def measure(shop: GenreRecommender, deals: int) -> dict:
     "One model."
-    asked, rows = Asked(shop), np.arange(len(shop.question("valid", shop.config.rerank.tune_users)))
+    asked = Asked(shop)
+    rows = np.arange(len(asked.question))
     before, after = (asked.ndcg(weights, rows) for weights in (NOTHING, shop.trained.weights))
     quarter = np.digitize(asked.lengths, np.unique(np.quantile(asked.lengths, (0.25, 0.5, 0.75))))
     held = np.zeros((deals, len(rows)))

@@ -17,14 +17,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from genre_nb.collaborative_filtering import SPACES, TextEASE
 from genre_nb.datasets import RecDataset
 from genre_nb.evaluation import Evaluation, paired_lift, versions
 from genre_nb.recommender import GenreConfig, GenreRecommender
-from genre_nb.reranking import Opinions, ascend, opinions_of, user_ndcg
-from genre_nb.retrieval import Retriever, top_k
+from genre_nb.reranking import Opinions, ascend, opinions_of
+from genre_nb.retrieval import Retriever
 
 EXTRAS = ("user_knn", "ials", "bpr", "softmax_mf", "mult_vae", "text_ease")
 
@@ -42,13 +41,6 @@ def some_members(opinions: Opinions, names: list[str]) -> Opinions:
     return Opinions(tuple(names), opinions.codes, opinions.z[..., columns], opinions.likes, opinions.liked)
 
 
-def each_ndcg(opinions: Opinions, weights: Tensor, k: int = 10) -> np.ndarray:   # (B,)
-    "nDCG@k of every request."
-    places, _ = top_k((opinions.z @ weights).masked_fill(opinions.codes < 0, -torch.inf), k)
-    hits = opinions.liked.gather(1, places.clamp(min=0)) & (places >= 0)
-    return user_ndcg(hits, torch.from_numpy(np.diff(opinions.likes.indptr)).long(), k).numpy()
-
-
 def held_out(opinions: Opinions, start: str, deals: int) -> np.ndarray:   # (B,)
     "nDCG@10 of every request under weights that it had no part in, mean over the deals."
     begin = torch.tensor([float(name == start) for name in opinions.names])
@@ -56,7 +48,7 @@ def held_out(opinions: Opinions, start: str, deals: int) -> np.ndarray:   # (B,)
     for deal in range(deals):
         order = np.random.default_rng([0, 19, deal]).permutation(len(opinions.codes))
         sides = [np.sort(order[side::2]) for side in (0, 1)]
-        for here, there in (sides, sides[::-1]): whole[deal, there] = each_ndcg(opinions[there], ascend(opinions[here], begin)[0])
+        for here, there in (sides, sides[::-1]): whole[deal, there] = opinions[there].each(ascend(opinions[here], begin)[0]).numpy()
     return whole.mean(0)
 
 

@@ -158,10 +158,14 @@ class Opinions:
         likes.eliminate_zeros()
         return Opinions(self.names, self.codes.masked_fill(~mine, -1), self.z, likes, self.liked & mine)
 
-    def ndcg(self, weights: Tensor, k: int = 10) -> float:   # (M,) one weight per stage
-        "Mean nDCG@k of the mixture; equal scores by item code, as in every list."
+    def each(self, weights: Tensor, k: int = 10) -> Tensor:   # (M,) one weight per stage → (≤ B,) float64
+        "nDCG@k of the mixture for every request with a like; equal scores by item code, as in every list."
         places, _ = top_k((self.z @ weights).masked_fill(self.codes < 0, -torch.inf), k)
-        return mean_ndcg(self.liked.gather(1, places.clamp(min=0)) & (places >= 0), torch.from_numpy(np.diff(self.likes.indptr)).long(), k)
+        return user_ndcg(self.liked.gather(1, places.clamp(min=0)) & (places >= 0), torch.from_numpy(np.diff(self.likes.indptr)).long(), k)
+
+    def ndcg(self, weights: Tensor, k: int = 10) -> float:   # (M,) one weight per stage
+        "Mean of `each`."
+        return float(self.each(weights, k).mean())
 
 # %% ../nbs/11_reranking.ipynb #ae1e0627
 def union_of_best(

@@ -185,11 +185,11 @@ def test_members_are_judged_by_those_who_did_not_choose(folder, tmp_path, monkey
     question = shop.question("valid")
     opinions = opinions_of(shop.stages, question.requests, question.relevant, question.closed, question.allowed, 50)
     weights = members.torch.ones(len(opinions.names))
-    assert members.each_ndcg(opinions, weights).mean() == pytest.approx(opinions.ndcg(weights))
+    assert opinions.each(weights).shape == (len(question),) and float(opinions.each(weights).mean()) == opinions.ndcg(weights)
     some = members.some_members(opinions, ["dense", "ease"])
-    assert some.names == ("dense", "ease") and members.each_ndcg(some, weights[:1].repeat(2)).shape == (len(question),)
+    assert some.names == ("dense", "ease") and some.each(weights[:2]).shape == (len(question),)
     lone = members.some_members(opinions, ["dense"])
-    assert members.held_out(lone, "dense", 2) == pytest.approx(members.each_ndcg(lone, weights[:1])), "of one opinion there is only one order"
+    assert members.held_out(lone, "dense", 2) == pytest.approx(lone.each(weights[:1]).numpy()), "of one opinion there is only one order"
 
 
 def test_gains_by_length_of_the_history(folder, tmp_path, monkeypatch, capsys):
