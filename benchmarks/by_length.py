@@ -3,8 +3,8 @@
 usage: python benchmarks/by_length.py MODEL [MODEL …] [--deals 6] [--summary nbs/results/by_length.json]
 A MODEL is a folder that `GenreRecommender.save` or `genre fit` wrote. Validation asks with what stands in train, test with train and
 validation, so with longer histories: for each model the quartiles of both, the gain of GENRE over its first stage in each quarter of
-the validation users, and the gain where weights are found on one half of them and judged on the other, for each deal of halves. What
-test users like is not looked at.
+the validation users, and the gain where weights are found on one half of them and judged on the other, for each deal of halves: once
+for all of the half, and once apart for those whose history is up to its median, and for the others. What test users like is not looked at.
 """
 import argparse
 import json
@@ -48,6 +48,15 @@ class Asked:
         asked, parts = self.some(rows)
         return tune_weights(self.reranker, *asked, self.question.relevant[rows], parts=parts)[0]
 
+    def held_out(self, here: np.ndarray, there: np.ndarray, apart: bool) -> np.ndarray:   # (len(there),)
+        "nDCG@10 of `there` with weights from `here`; `apart`: one set for histories up to the median of `here`, one for longer ones."
+        if not apart: return self.ndcg(self.chosen_on(here), there)
+        values, cut = np.zeros(len(there)), np.median(self.lengths[here])
+        for short in (True, False):
+            mine, theirs = (self.lengths[rows] <= cut if short else self.lengths[rows] > cut for rows in (here, there))
+            if theirs.any(): values[theirs] = self.ndcg(self.chosen_on(here[mine] if mine.any() else here), there[theirs])
+        return values
+
 
 def lift(after: np.ndarray, before: np.ndarray) -> dict[str, float]:
     "Relative, paired by user."
@@ -60,15 +69,18 @@ def measure(shop: GenreRecommender, deals: int) -> dict:
     rows = np.arange(len(asked.question))
     before, after = (asked.ndcg(weights, rows) for weights in (NOTHING, shop.trained.weights))
     quarter = np.digitize(asked.lengths, np.unique(np.quantile(asked.lengths, (0.25, 0.5, 0.75))))
-    held = np.zeros((deals, len(rows)))
+    held = {apart: np.zeros((deals, len(rows))) for apart in (False, True)}
     for deal in range(deals):
         order = np.random.default_rng([0, 41, deal]).permutation(rows)
-        for here, there in ((order[::2], order[1::2]), (order[1::2], order[::2])): held[deal, there] = asked.ndcg(asked.chosen_on(np.sort(here)), there)
+        sides = [np.sort(order[side::2]) for side in (0, 1)]
+        for here, there in (sides, sides[::-1]):
+            for apart, values in held.items(): values[deal, there] = asked.held_out(here, there, apart)
     of = {name: np.diff(shop.question(name).requests.history.indptr) for name in ("valid", "test")}
     groups = [quarter == q for q in np.unique(quarter)]
     return {"users": len(rows), "weights": shop.trained.weights.model_dump(), "history": {name: [float(v) for v in np.quantile(lengths, (0.25, 0.5, 0.75))] for name, lengths in of.items()},
             "quarters": [{"users": int(group.sum()), "history": float(np.median(asked.lengths[group])), **lift(after[group], before[group])} for group in groups],
-            "in sample": lift(after, before), "held out": lift(held.mean(0), before), "versions": versions()}
+            "in sample": lift(after, before), "held out": lift(held[False].mean(0), before), "held out, apart": lift(held[True].mean(0), before),
+            "apart over together": lift(held[True].mean(0), held[False].mean(0)), "versions": versions()}
 
 
 def main() -> None:
@@ -87,7 +99,7 @@ def main() -> None:
         except ValueError as error: sys.exit(f"{folder}: {error}")
         name = f"{shop.data.name}.{shop.config.protocol}"
         found[name] = measure(shop, options.deals)
-        print(f"{name}: in sample {show(found[name]['in sample'])}, held out {show(found[name]['held out'])}; by length of the history "
+        print(f"{name}: in sample {show(found[name]['in sample'])}, held out {show(found[name]['held out'])}, apart by length {show(found[name]['held out, apart'])}; by length of the history "
               + ", ".join(f"{q['history']:g}: {show(q)}" for q in found[name]["quarters"]) + f"; test asks with {found[name]['history']['test'][1]:g}", flush=True)
     if options.summary: options.summary.write_text(json.dumps(dict(sorted(found.items())), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
