@@ -2,7 +2,8 @@
 
     python benchmarks/baselines.py --data FOLDER                              # own or public data with a split (or one is made, by time)
     python benchmarks/baselines.py --data FOLDER --protocol item-cold         # nothing but the text of the tested items is known
-    python benchmarks/baselines.py --data FOLDER --only ease,ials,mult_vae    # some of them
+    python benchmarks/baselines.py --data FOLDER --only ease,ials,mult_vae    # some of them, and no fusions
+    python benchmarks/baselines.py --data FOLDER --without mult_vae           # all but some, and fusions of the rest
     python benchmarks/baselines.py --data FOLDER --out baselines.json         # finished baselines are read from there: stop and go on
     … --out baselines.json --summary nbs/results/baselines.json               # for the notebooks: without the single trials, beside other sets
 
@@ -15,6 +16,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,19 +61,24 @@ def load(folder: Path, protocol: str, seed: int) -> RecDataset:
     return data.split_by_time() if "timestamp" in data.interactions else data.split_random(seed=seed)
 
 
-def taking_part(data: RecDataset, protocol: str, only: str | None, clock: bool) -> dict[str, Space]:
+def named(option: str, given: str, known: Iterable[str]) -> list[str]:
+    "Names with commas between. Stops at one that is not known."
+    names = [name.strip() for name in given.split(",")]
+    if wrong := [name for name in names if name not in known]: raise SystemExit(f"{option} {wrong[0]}: choose from {', '.join(known)}")
+    return names
+
+
+def taking_part(data: RecDataset, protocol: str, only: str | None, without: str | None, clock: bool) -> dict[str, Space]:
     "The baselines that make sense here."
     spaces = {name: space for name, space in SPACES.items()
               if (space.reads or protocol != "item-cold") and (not space.clock or clock and "timestamp" in data.interactions)}
-    if only is None:
-        if "ials" in spaces and not find_spec("implicit"):
-            print("ials is left out: it needs the library implicit (pip install 'genre_nb[als]')")
-            del spaces["ials"]
-        return spaces
-    names = [name.strip() for name in only.split(",")]
-    if wrong := [name for name in names if name not in spaces]:
-        raise SystemExit(f"--only {wrong[0]}: choose from {', '.join(spaces)}")
-    return {name: spaces[name] for name in names}
+    if only is not None: return {name: spaces[name] for name in named("--only", only, spaces)}
+    if without is not None:
+        for name in named("--without", without, SPACES): spaces.pop(name, None)
+    if "ials" in spaces and not find_spec("implicit"):
+        print("ials is left out: it needs the library implicit (pip install 'genre_nb[als]')")
+        del spaces["ials"]
+    return spaces
 
 
 class Study:
@@ -163,7 +170,9 @@ def main() -> None:
     parser.add_argument("--protocol", choices=("warm", "item-cold"), default="warm", help="what is known when it is tested")
     parser.add_argument("--budget", type=int, default=12, help="settings tried for each baseline, the same for all")
     parser.add_argument("--seed", type=int, default=0, help="of the search")
-    parser.add_argument("--only", help="names, with commas between; fusions are left out then")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--only", help="names, with commas between; fusions are left out then")
+    chosen.add_argument("--without", help="names, with commas between, that are left out; the rest is fused")
     parser.add_argument("--users", type=int, default=0, help="choose on at most so many users, drawn at random (0: all); all are tested on")
     parser.add_argument("--no-clock", action="store_true", help="timestamps are only an order: no recent or decayed popularity")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
@@ -172,7 +181,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     data = load(options.data, options.protocol, options.seed)
-    spaces = taking_part(data, options.protocol, options.only, not options.no_clock)
+    spaces = taking_part(data, options.protocol, options.only, options.without, not options.no_clock)
     study = Study(options, data)
     print(data)
     print(f"{options.protocol}: {len(study.valid.requests)} users to choose on, {len(study.test.requests)} to test on, {options.budget} trials each\n")
