@@ -1,5 +1,6 @@
 """Guards of `genre_nb.datasets`: views against brute force, splits, round trips, and the promised messages."""
 import dataclasses
+import csv
 import gzip
 import json
 import os
@@ -97,6 +98,10 @@ FAULTS = {   # name: (tables, pieces of the message)
     "bad propensity": (GOOD | {"interactions": "user_id,item_id,propensity\n10,1,0.5\n10,2,1.5\n"}, ["'propensity'", "line 3"]),
     "bad position": (GOOD | {"interactions": "user_id,item_id,position\n10,1,-1\n"}, ["'position'", "line 2"]),
     "bad part": (GOOD | {"item_cold": "item_id,part\n1,cold\n"}, ["item_cold.csv", "'part'", "line 2"]),
+    "number among dates": (GOOD | {"interactions": "user_id,item_id,timestamp\n10,1,2024-01-01\n10,2,1700000000\n11,1,2024-01-03\n"}, ["'timestamp'", "line 3", "a number among dates"]),
+    "after a line of blanks": (GOOD | {"items": "item_id,title\n1,a\n \t \n2,b\n2,c\n3,d\n"}, ["items.csv", "lines 4, 5", "more than once"]),
+    "own column positive": (GOOD | {"interactions": "user_id,item_id,positive\n10,1,1\n10,2,0\n"}, ["interactions.csv", "'positive'", "rename it to rating"]),
+    "own column text": (GOOD | {"items": "item_id,title,text\n1,a,b\n2,a,b\n3,a,b\n"}, ["items.csv", "'text'", "rename it to description"]),
     "unknown cold item": (GOOD | {"item_cold": "item_id,part\n1,test\n9,test\n"}, ["item_cold.csv", "'item_id'", "line 3"]),
 }
 
@@ -116,6 +121,51 @@ def test_lines_are_those_of_a_text_editor(tmp_path):
     with pytest.raises(DataError) as error: RecDataset.from_folder(write(tmp_path, {"interactions": ROWS, "items": items}))
     assert error.value.rows == [7, 8] and error.value.unit == "line" and error.value.column == "item_id"
     assert items.splitlines()[6] == "2,cup,hot"
+
+
+@pytest.mark.parametrize("at", [1, 5])
+def test_an_open_quote_in_a_large_file_is_found(tmp_path, at):
+    items = "item_id,title\n" + "".join(f'{i},{chr(34) * (i == at)}item number {i}\n' for i in range(1, 12_000))
+    before = csv.field_size_limit()
+    with pytest.raises(DataError, match=f"items.csv, line {at + 1}: a double quote is opened and never closed"): RecDataset.from_folder(write(tmp_path, GOOD | {"items": items}))
+    assert len(items) > 2**17 and csv.field_size_limit() == before, "what other code relies on stays"
+
+
+def test_a_very_long_text_is_a_text(tmp_path):
+    data = RecDataset.from_folder(write(tmp_path, GOOD | {"items": f"item_id,title\n1,{'x' * 140_000}\n2,b\n3,c\n"}))
+    assert len(data.items["text"][0]) == 140_000
+
+
+@pytest.mark.parametrize("encoding, text, first, line", [("latin-1", "1,Crème brûlée\n2,Müller\n3,x\n", "WINDOWS-1252", 2), ("gb18030", "1,shoe\n2,男士旅行背包\n3,运动鞋\n", "GB18030", 3),
+                                                         ("cp1251", "1,Кроссовки мужские\n2,a\n3,b\n", "WINDOWS-1251", 2), ("shift_jis", "1,スニーカー\n2,a\n3,b\n", "SHIFT_JIS", 2),
+                                                         ("utf-16-le", "1,a\n2,b\n3,c\n", "UTF-16LE", 0), ("utf-16", "1,a\n2,b\n3,c\n", "UTF-16", 1)])
+def test_other_encodings_are_recognised_and_the_remedy_works(tmp_path, encoding, text, first, line):
+    raw = ("item_id,title\n" + text).encode(encoding)
+    with pytest.raises(DataError, match=f"items.csv{f', line {line}' if line else ''}: the text is not UTF-8.*it looks like {first}") as error:
+        RecDataset.from_folder(write(tmp_path, GOOD | {"items": raw}))
+    assert f"iconv -f {first} -t UTF-8" in str(error.value)
+    data = RecDataset.from_folder(write(tmp_path, GOOD | {"items": raw.decode(first).encode()}))      # what iconv does
+    assert data.items["text"][1] == text.splitlines()[1][2:]
+
+
+def test_traditional_chinese_is_among_the_guesses(tmp_path):
+    with pytest.raises(DataError, match="BIG5.*and look at the result"): RecDataset.from_folder(write(tmp_path, GOOD | {"items": "item_id,title\n1,運動鞋\n2,背包\n3,x\n".encode("big5")}))
+
+
+@pytest.mark.parametrize("raw, says", [(gzip.compress(ITEMS.encode()), "a gzip file.*csv.gz"), (b"PK\x03\x04\x14\x00\x06\x00\xe9", "a zip or Excel file.*save the table"), (b"PAR1\x15\x04\xff", "a parquet file")])
+def test_files_of_another_kind_are_told_apart(tmp_path, raw, says):
+    with pytest.raises(DataError, match=f"items.csv: this is {says}"): RecDataset.from_folder(write(tmp_path, GOOD | {"items": raw}))
+
+
+def test_dates_that_stand_for_never_are_dates(tmp_path):
+    rows = "user_id,item_id,timestamp\n10,1,2024-01-01 00:00:00.5\n10,2,9999-12-31\n11,1,0001-01-01\n"
+    times = RecDataset.from_folder(write(tmp_path, GOOD | {"interactions": rows})).interactions["timestamp"].tolist()
+    assert times == [1704067200.5, 253402214400.0, -62135596800.0]
+
+
+def test_numbers_of_more_than_64_bits_are_no_ids():
+    rows, items = (pd.DataFrame({"item_id": np.array([1, 2**63 + 5], dtype=np.uint64)} | more) for more in ({"user_id": [1, 2]}, {"title": ["a", "b"]}))
+    with pytest.raises(DataError, match=r"'item_id', row 1 .*make all ids text"): RecDataset(rows, items)
 
 
 def test_folder_faults(tmp_path):
@@ -737,6 +787,45 @@ def test_amazon_faults_name_file_and_line(tmp_path):
     with pytest.raises(DataError, match="Video_Games.jsonl.gz, line 1: this line is not JSON"): load_amazon("Video_Games", **here(tmp_path))
     file.write_bytes(gzip.compress(b'{"user": 1}\n'))
     with pytest.raises(DataError, match="no user_id or no parent_asin"): load_amazon("Video_Games", **here(tmp_path))
+
+
+@pytest.mark.parametrize("reviews, products, file", [([review("u", "A") | {"rating": None}], [], "Video_Games.jsonl.gz"), ([{"user_id": "u", "parent_asin": "A"}], [], "Video_Games.jsonl.gz"),
+                                                     ([review(7, "A")], [], "Video_Games.jsonl.gz"), ([review("u", "A")], [product("A", features=["a", None])], "meta_Video_Games.jsonl.gz"),
+                                                     ([review("u", "A")], [["A"]], "meta_Video_Games.jsonl.gz")])
+def test_amazon_records_of_another_shape(tmp_path, reviews, products, file):
+    amazon(tmp_path, reviews, products)
+    with pytest.raises(DataError, match=f"^{file}: this is not the published layout.*delete"): load_amazon("Video_Games", k_core=1, user_share=0.99, **here(tmp_path))
+
+
+GOODBOOKS = {"ratings.csv": "user_id,book_id,rating\n1,258,5\n", "books.csv": "book_id,goodreads_book_id,authors,original_publication_year,title\n258,70,A,2001,Tides\n",
+             "tags.csv": "tag_id,tag_name\n1,sea\n", "book_tags.csv": "goodreads_book_id,tag_id,count\n70,1,9\n"}
+
+
+@pytest.mark.parametrize("broken", [{"ratings.csv": ""}, {"ratings.csv": "user_id,book_id,rating\n1,258,5\n1,2,3,4,5,6\n"}, {"books.csv": "id,book_id,title\n1,258,Tides\n"},
+                                    {"tags.csv": "tag_id\n1\n"}, {"books.csv": GOODBOOKS["books.csv"].encode("utf-16")}])
+def test_goodbooks_of_another_layout(tmp_path, broken):
+    (tmp_path / "goodbooks-10k").mkdir()
+    def fill(members):
+        with zipfile.ZipFile(tmp_path / "goodbooks-10k" / "goodbooks-10k.zip", "w") as archive:
+            for member, text in members.items(): archive.writestr(member, text)
+    fill(GOODBOOKS)
+    assert load_goodbooks(**here(tmp_path)).items["text"].tolist() == ["Tides · sea · by A, 2001"]
+    fill(GOODBOOKS | broken)
+    with pytest.raises(DataError, match="goodbooks-10k.zip: this is not the published layout.*delete .*load again"): load_goodbooks(**here(tmp_path))
+
+
+def test_other_odd_archives(tmp_path):
+    pack(tmp_path, "movielens-latest-small", "ml-latest-small.zip", {"movies.csv": "movieId,title\n1,a\n", "ratings.csv": "userId,movieId,rating,timestamp\n1,1,5,1\n"})
+    with pytest.raises(DataError, match="ml-latest-small.zip: this is not the published layout.*category"): load_movielens("latest-small", **here(tmp_path))
+    mind(tmp_path, train="")
+    with pytest.raises(DataError, match="MINDdemo_train.zip/behaviors.tsv: there is no impression"): load_mind("demo", **here(tmp_path))
+    mind(tmp_path, dev=DEV.replace("11/15/2019", "15.11.2019"))
+    with pytest.raises(DataError, match="MINDdemo_dev.zip.*: this is not"): load_mind("demo", **here(tmp_path))
+
+
+@pytest.mark.parametrize("mirror", ["/tmp", "ftp://example.org", "http://"])
+def test_a_mirror_that_is_no_address(tmp_path, mirror):
+    with pytest.raises(DataError, match="this is no address on the web"): load_goodbooks(**here(tmp_path, mirror=mirror))
 
 
 def test_goodbooks(tmp_path):
