@@ -143,11 +143,14 @@ def guess_encodings(raw: bytes) -> list[str]:   # some of a file that is not UTF
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"): return ["UTF-16"]
     if b"\x00" in raw: return ["UTF-16BE" if raw[:1] == b"\x00" else "UTF-16LE"]
     found = [ENCODINGS[match.encoding] for match in from_bytes(raw, cp_isolation=list(ENCODINGS)) if match.encoding in ENCODINGS] or ["WINDOWS-1252"]
-    if found[0] == "BIG5" and "GB18030" in found:
-        try: raw.decode("gb2312")                                   # few words of traditional Chinese survive this; simplified ones do
-        except UnicodeDecodeError: return found
-        return ["GB18030", *(name for name in found if name != "GB18030")]
-    return found
+    return ["GB18030", *(name for name in found if name != "GB18030")] if found[0] in ("BIG5", "EUC-KR") and is_simplified(raw) else found
+
+
+def is_simplified(raw: bytes) -> bool:   # some of a file
+    "Is it in the character set of simplified Chinese, which few words of traditional Chinese survive, and not all Hangul?"
+    try: raw.decode("gb2312")
+    except UnicodeDecodeError: return False
+    return bool(re.search("[\u4e00-\u9fff]", raw.decode("euc_kr", errors="replace")))
 
 
 OTHER_FILES = {b"\x1f\x8b": ("a gzip file", "give it the ending .csv.gz"), b"PAR1": ("a parquet file", "give it the ending .parquet"),

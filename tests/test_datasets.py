@@ -137,6 +137,7 @@ def test_a_very_long_text_is_a_text(tmp_path):
 
 
 @pytest.mark.parametrize("encoding, text, first, line", [("latin-1", "1,Crème brûlée\n2,Müller\n3,x\n", "WINDOWS-1252", 2), ("gb18030", "1,shoe\n2,男士旅行背包\n3,运动鞋\n", "GB18030", 3),
+                                                         ("gb18030", "1,男士旅行背包 轻便\n2,运动鞋\n3,x\n", "GB18030", 2), ("euc-kr", "1,운동화\n2,남성용 여행 배낭\n3,x\n", "EUC-KR", 2),
                                                          ("cp1251", "1,Кроссовки мужские\n2,a\n3,b\n", "WINDOWS-1251", 2), ("shift_jis", "1,スニーカー\n2,a\n3,b\n", "SHIFT_JIS", 2),
                                                          ("utf-16-le", "1,a\n2,b\n3,c\n", "UTF-16LE", 0), ("utf-16", "1,a\n2,b\n3,c\n", "UTF-16", 1)])
 def test_other_encodings_are_recognised_and_the_remedy_works(tmp_path, encoding, text, first, line):
