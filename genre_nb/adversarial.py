@@ -1238,7 +1238,7 @@ def choose_precision(
 
 
 class Checkpoints(pl.Callback):
-    "Writes `last.ckpt` every few steps; the first Ctrl-C ends the step, saves and stops, the second stops at once."
+    "Writes `last.ckpt` every few steps; the first Ctrl-C (or SIGTERM) ends the step, saves and stops, the second stops at once."
 
     def __init__(
         self,
@@ -1249,9 +1249,13 @@ class Checkpoints(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.old = None
+        self.old, self.polite = None, signal.getsignal(signal.SIGTERM)
         if threading.current_thread() is threading.main_thread():
             self.old = signal.signal(signal.SIGINT, self._on_signal)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: GenreGAN) -> None:
+        "Lightning's answer to SIGTERM, which it has given by now, would leave with exit code 0: the caller's, or as to Ctrl-C."
+        if self.old is not None: signal.signal(signal.SIGTERM, self.polite if callable(self.polite) else self._on_signal)
 
     def _on_signal(self, *_) -> None:
         if self.interrupted: raise KeyboardInterrupt
@@ -1356,7 +1360,7 @@ def train_gan(
     ground: Callable[[Players], np.ndarray] | None = None,   # called with the pair once G can write → (U, N) further hard negatives, −1 = none
     **options,                               # arguments of `Triples`: splits, pairs, hard_negatives, with_profile, context
 ) -> GenreGAN:
-    "Trains both players in all phases. Raises KeyboardInterrupt after Ctrl-C, with `last.ckpt` written."
+    "Trains both players in all phases. Raises KeyboardInterrupt after Ctrl-C or SIGTERM, with `last.ckpt` written."
     config = config or GanConfig()
     if adversarial is not None: config = config.model_copy(update={"adversarial": adversarial})
     module = TripleDataModule(data, tokenizer, config, **options)

@@ -10,11 +10,15 @@ from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Optional
+import csv
 import hashlib
 import html
 import json
+import math
 import os
+import signal
 import sys
+import threading
 import time
 
 import typer
@@ -26,11 +30,12 @@ from .simulation import DOMAINS
 # %% auto #0
 __all__ = ['app', 'out', 'err', 'DomainName', 'DataDir', 'ModelDir', 'ConfigFile', 'Protocol', 'Seed', 'Profiles',
            'PositiveRating', 'Interests', 'Users', 'Fields', 'Allowed', 'AsJson', 'FIGURES', 'STYLE', 'Speaker',
-           'plain_errors', 'show', 'LanguageName', 'ProtocolName', 'who_asks', 'read_fields', 'read_ids', 'read_config',
-           'read_data', 'cold_items', 'default_threads', 'fit', 'read_folder', 'fit_data', 'load_model', 'recommend',
-           'rerank', 'generate', 'evaluate', 'fitted_for', 'fingerprint', 'Run', 'write_report', 'print_report',
-           'percent', 'check_contamination', 'listings_report', 'print_listings', 'demo_config', 'demo', 'fit_world',
-           'for_strangers', 'answers', 'side_by_side', 'report_page', 'frame', 'picture', 'main']
+           'terminated', 'plain_errors', 'readable', 'show', 'LanguageName', 'ProtocolName', 'check_out', 'who_asks',
+           'read_fields', 'read_ids', 'read_config', 'read_data', 'liking', 'cold_items', 'default_threads', 'fit',
+           'read_folder', 'fit_data', 'load_model', 'recommend', 'rerank', 'generate', 'evaluate', 'only_for_fitting',
+           'fitted_for', 'fingerprint', 'Run', 'write_report', 'print_report', 'percent', 'check_contamination',
+           'listings_report', 'print_listings', 'demo_config', 'demo', 'fit_world', 'for_strangers', 'answers',
+           'side_by_side', 'report_page', 'frame', 'picture', 'main']
 
 # %% ../nbs/14_cli.ipynb #dca43c5d
 app = typer.Typer(name="genre", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -57,12 +62,35 @@ class Speaker:
 
 
 @contextmanager
+def terminated() -> Iterator[dict]:
+    "Inside, a polite kill (SIGTERM: `timeout`, a batch system, `docker stop`) is Ctrl-C by another name: the step ends, and what is done is saved."
+    told = {"terminated": False}
+
+    def stop(*_) -> None:
+        told["terminated"] = True
+        signal.raise_signal(signal.SIGINT)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield told
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try: yield told
+    finally: signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+@contextmanager
 def plain_errors(resume: str = "") -> Iterator[None]:
-    "No tracebacks: 1 for what a user can mend, 130 for Ctrl-C. GENRE_TRACEBACK=1 shows them."
+    "No tracebacks: 1 for what a user can mend, 130 for Ctrl-C, 143 for SIGTERM. GENRE_TRACEBACK=1 shows them."
+    with terminated() as told, readable(resume, told): yield
+
+
+@contextmanager
+def readable(resume: str, told: dict) -> Iterator[None]:   # `told`: from `terminated`
+    "Errors in a line."
     try: yield
     except KeyboardInterrupt:
         err.print(f"\nStopped. {resume}".rstrip())
-        raise typer.Exit(130) from None
+        raise typer.Exit(143 if told["terminated"] else 130) from None
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("GENRE_TRACEBACK"): raise
         err.print("Error:", style="bold red", end=" ")
@@ -100,14 +128,21 @@ DataDir = Annotated[Path, typer.Option("--data", help="Folder with interactions.
 ModelDir = Annotated[Path, typer.Option("--model", help="Folder written by `genre fit` or `genre demo`.")]
 ConfigFile = Annotated[Optional[Path], typer.Option("--config", help="YAML or JSON with any options of GenreConfig, such as `gan: {w: 0.5}`.")]
 Protocol = Annotated[Optional[ProtocolName], typer.Option("--protocol", help="What is asked of the test rows: warm (known users and items; the default), item-cold (items of which only the text is known), user-cold (users unseen in training), irgan (IRGAN's own evaluation of ratings).")]
-Seed = Annotated[int, typer.Option(help="Of everything random; the same seed gives the same result.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything random; the same seed gives the same result.")]
 Profiles = Annotated[bool, typer.Option("--profiles", help="Use the column `profile` of users as interest text. Off by default: such texts may have been written with hindsight.")]
-PositiveRating = Annotated[float, typer.Option("--positive-rating", help="Ratings from here on count as a like.")]
+PositiveRating = Annotated[float, typer.Option("--positive-rating", help="Ratings from here on count as a like: 4 of 5, unless your scale is another one.")]
 Interests = Annotated[Optional[list[str]], typer.Option("--interest", help="What is wanted, in words (运动鞋, travel); may be repeated.")]
 Users = Annotated[Optional[list[str]], typer.Option("--user", help="A user id of the data; may be repeated.")]
 Fields = Annotated[Optional[list[str]], typer.Option("--context", help="A context field and its number, such as hour_sin=0.5; may be repeated. Only for models that were fitted with context.")]
 Allowed = Annotated[Optional[Path], typer.Option("--allowed", help="Text file with the item ids that may be shown, one a line: stock, safety, prerequisites. Nothing else is ever shown.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def check_out(folder: Path) -> None:   # --out
+    "Before anything is read: is it a folder, or can it become one? Raises: ValueError."
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir(): raise ValueError(f"--out {folder}: {there} is a file, not a folder; choose another place")
+    if not os.access(there, os.W_OK | os.X_OK): raise ValueError(f"--out {folder}: nothing can be written in {there}; choose another place")
 
 
 def who_asks(
@@ -130,7 +165,7 @@ def read_fields(fields: list[str] | None) -> dict[str, float] | None:   # --cont
 def read_ids(path: Path | None) -> list[str] | None:   # --allowed → item ids
     "Raises ValueError for a file that cannot be read."
     if path is None: return None
-    try: return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try: return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error: raise ValueError(f"--allowed {path} cannot be read ({error}); give a text file with one item id a line") from None
 
 
@@ -145,10 +180,19 @@ def read_config(path: Path | None, seed: int, profiles: bool, fallback=None, pro
 def read_data(folder: Path, positive_rating: float, say: Callable[[str], None]):   # → RecDataset
     "Own data; says what it counts as a like."
     from genre_nb.datasets import RecDataset
+    if not math.isfinite(positive_rating): raise ValueError(f"--positive-rating {positive_rating:g}: give a number of the column rating")
     data = RecDataset.from_folder(folder, positive_rating=positive_rating)
-    rated = f"; a rating of {positive_rating:g} or more is a like" if "rating" in data.interactions else ""
-    say(f"{data.name}: {data.n_users:,} users, {data.n_items:,} items, {len(data.interactions):,} interactions{rated}")
+    say(f"{data.name}: {data.n_users:,} users, {data.n_items:,} items, {len(data.interactions):,} interactions{liking(data)}")
+    acting = data.interactions["user"].nunique()
+    if data.n_unlisted_users: say(f"  {data.n_unlisted_users:,} of the {acting:,} users who act are not in the table of users: nothing is known of them but what they did")
     return data
+
+
+def liking(data) -> str:   # a RecDataset
+    "What counts as a like, where there are ratings; how far they go, where that is more than stars."
+    if "rating" not in data.interactions: return ""
+    top = data.interactions["rating"].max()
+    return f"; a rating of {data.positive_rating:g} or more is a like" + f" (ratings go up to {top:g}; --positive-rating sets another line)" * bool(top > 5 and data.positive_rating < 5)
 
 
 def cold_items(data, folder: Path, out_dir: Path, settings, say: Callable[[str], None]):   # → RecDataset
@@ -192,6 +236,7 @@ def fit(
     """
     say = Speaker()
     with plain_errors(f"The same command goes on from {out_dir / 'checkpoint'}."):
+        check_out(out_dir)
         settings = read_config(config, seed, profiles, protocol=protocol)
         fitted = fit_data(read_folder(data, out_dir, positive_rating, settings, say), out_dir, settings, say)
         say(f"saved to {out_dir} (first stage: {fitted.first_label}; weights: {fitted.trained.weights})")
@@ -245,7 +290,7 @@ def recommend(
 @app.command()
 def rerank(
     model: ModelDir,
-    items: Annotated[str, typer.Option("--items", help="Item ids in the order of your own first stage, separated by commas.")],
+    items: Annotated[str, typer.Option("--items", help="Item ids in the order of your own first stage, separated by commas; an id with a comma in double quotes.")],
     interest: Interests = None,
     user: Users = None,
     allowed: Allowed = None,
@@ -256,7 +301,7 @@ def rerank(
     who, kind = who_asks(user, interest)
     fields = read_fields(context)
     with plain_errors():
-        ids = [item.strip() for item in items.split(",") if item.strip()]
+        ids = [item.strip() for item in next(csv.reader([items], skipinitialspace=True), []) if item.strip()]
         if not ids: raise ValueError("--items is empty: give item ids separated by commas")
         show(load_model(model).rerank(who, ids, kind=kind, allowed=read_ids(allowed), context=fields), as_json)
 
@@ -278,6 +323,7 @@ def generate(
 # %% ../nbs/14_cli.ipynb #3366093a
 @app.command()
 def evaluate(
+    ctx: typer.Context,
     out_dir: Annotated[Path, typer.Option("--out", help="Where to write metrics.json and comparison.png.")],
     data: Annotated[Optional[Path], typer.Option("--data", help="Folder to fit on and to measure.")] = None,
     model: Annotated[Optional[Path], typer.Option("--model", help="A fitted model to measure, instead of --data.")] = None,
@@ -293,22 +339,32 @@ def evaluate(
     Fits on train and chooses on valid, as --protocol says. An interrupted run goes on where the same command left off.
     """
     if (data is None) == (model is None): raise typer.BadParameter("give either --data DIR or --model DIR")
+    if model: only_for_fitting(ctx, "config", "profiles", "positive_rating", "seed")
     say = Speaker()
     with plain_errors("The same command goes on from the last checkpoint."):
+        check_out(out_dir)
         recommender = fitted_for(protocol, model) if model else None
         if data: settings = read_config(config, seed, profiles, protocol=protocol)
         check_contamination(contaminate, recommender.config if model else settings)
         if data:
             table = read_folder(data, out_dir, positive_rating, settings, say)
         run = Run(out_dir, fingerprint(data or model, *([settings.model_dump_json(), positive_rating] if data else [])), say, fits=model is None)
-        if data: recommender = load_model(run.model) if run.has_model else fit_data(table, run.model, settings, say)
+        if data: recommender = load_model(run.model) if run.has_model else run.fitted(fit_data(table, run.model, settings, say))
         report = recommender.evaluate(say=say, checkpoint_dir=run.twin)
         listings = listings_report(recommender, contaminate, run.twin / "listings", say)
-        write_report(report, out_dir, {"contaminated": listings} if listings else {})
+        write_report(report, out_dir, {"contaminated": listings.to_dict()} if listings else {}, likes=liking(recommender.data).removeprefix("; "))
         run.finish()
         print_report(report)
+        if likes := liking(recommender.data): out.print(likes.removeprefix("; "), highlight=False)
         if listings: print_listings(listings)
         say(f"written: {out_dir / 'metrics.json'}")
+
+
+def only_for_fitting(ctx: typer.Context, *options: str) -> None:   # names of parameters
+    "Raises typer.BadParameter for one that was given, though the model is fitted already."
+    for name in options:
+        if ctx.get_parameter_source(name).name != "DEFAULT":
+            raise typer.BadParameter(f"--{name.replace('_', '-')} is for fitting, and the model is fitted already: leave it out, or give --data instead of --model")
 
 
 def fitted_for(protocol: ProtocolName | None, model: Path):   # → GenreRecommender
@@ -340,19 +396,36 @@ class Run:
         fits: bool = True,             # the model is fitted here (not given by --model)
     ):
         self.marker, self.model, self.twin, self.fits = folder / "running.json", folder / "model", folder / "checkpoint_gan_off", fits
-        before = json.loads(self.marker.read_text(encoding="utf-8"))["fingerprint"] if self.marker.exists() else None
-        if before == key: say("going on with the run that was interrupted")
+        self.known = self.read()
+        if self.known.get("fingerprint") == key: say("going on with the run that was interrupted")
         else:
-            if before: say("data, settings or version have changed since the run that was interrupted: starting anew")
+            if self.known: say("data, settings or version have changed since the run that was interrupted: starting anew")
             self.clear()
-            if fits: (self.model / "genre.json").unlink(missing_ok=True)   # of an earlier run
             folder.mkdir(parents=True, exist_ok=True)
-            self.marker.write_text(json.dumps({"fingerprint": key}), encoding="utf-8")
+            self.write({"fingerprint": key, "fitted": False})      # a model of an earlier run stays until this one has its own
+
+    def read(self) -> dict:
+        "What the marker says; of a damaged one nothing but that there was a run."
+        if not self.marker.exists(): return {}
+        try: found = json.loads(self.marker.read_text(encoding="utf-8"))
+        except ValueError: found = None
+        return found if isinstance(found, dict) and found else {"fingerprint": None}
+
+    def write(self, known: dict) -> None:
+        "Beside, and moved: never half a marker."
+        self.known, beside = known, self.marker.with_name(self.marker.name + ".writing")
+        beside.write_text(json.dumps(known), encoding="utf-8")
+        beside.replace(self.marker)
+
+    def fitted(self, recommender):   # → the same recommender
+        "Its model is saved: from now on an interrupted run goes on with it."
+        self.write({**self.known, "fitted": True})
+        return recommender
 
     @property
     def has_model(self) -> bool:
-        "Was the model finished?"
-        return (self.model / "genre.json").exists()
+        "Was the model of this run finished?"
+        return self.known.get("fitted", False) and (self.model / "genre.json").exists()
 
     def clear(self) -> None:
         "Drop checkpoints."
@@ -365,13 +438,13 @@ class Run:
         self.marker.unlink(missing_ok=True)
 
 # %% ../nbs/14_cli.ipynb #3eafe61c
-def write_report(report, folder: Path, further: dict | None = None) -> None:   # further: key of metrics.json → what has `to_dict`
+def write_report(report, folder: Path, further: dict | None = None, likes: str = "") -> None:   # further: more keys of metrics.json; likes: what counted as one
     "metrics.json and comparison.png."
     import matplotlib
     from genre_nb.evaluation import versions
     folder.mkdir(parents=True, exist_ok=True)
     beside = folder / "metrics.json.writing"
-    values = report.to_dict() | {"versions": versions()} | {key: part.to_dict() for key, part in (further or {}).items()}
+    values = report.to_dict() | {"versions": versions()} | ({"likes": likes} if likes else {}) | (further or {})
     beside.write_text(json.dumps(values, ensure_ascii=False, indent=1), encoding="utf-8")
     beside.replace(folder / "metrics.json")
     with matplotlib.rc_context(FIGURES): report.plot().savefig(folder / "comparison.png", dpi=120, bbox_inches="tight")
@@ -436,6 +509,7 @@ def demo(
     """
     say = Speaker()
     with plain_errors(f"The same command goes on from {out_dir / 'checkpoint'}."):
+        check_out(out_dir)
         world, recommender = fit_world(domain.value, language.value, users, items, interest, out_dir, seed, say)
         interest = interest or world.default_interest
         texts, before, after = answers(recommender, interest, for_strangers(world))

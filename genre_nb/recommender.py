@@ -67,7 +67,7 @@ class GenreConfig(BaseModel):
     retrievers: tuple[str, ...] = ()                              # further first stages by their registered names
     fusion_grid: tuple[NonNegativeFloat, ...] = FUSION_GRID       # weights of a stage in `zsum(tuned)` to choose from on validation; (): no such fusion
     fusion_users: PositiveInt = 10_000                            # validation users at most on whom they are chosen: many weights need many users (under item-cold they need items, and `rerank.tune_users` do)
-    l2_grid: tuple[PositiveFloat, ...] = Field(default=(100.0, 300.0, 1000.0), min_length=1)   # λ of EASE to choose from on validation
+    l2_grid: tuple[PositiveFloat, ...] = Field(default=(10.0, 30.0, 100.0, 300.0, 1000.0), min_length=1)   # λ of EASE to choose from on validation: small for a sparse table
     user_power_grid: tuple[NonNegativeFloat, ...] = (0.5, 1.0)    # θ of `ease_weighted` to choose from, beside 0; (): no such stage
     discount_grid: tuple[NonNegativeFloat, ...] = Field(default=(0.0, 0.1, 0.2, 0.3), min_length=1)   # its δ
     svd_factors_grid: tuple[PositiveInt, ...] = (32, 64, 128)     # D of `pure_svd` and of `pure_svd_damped` to choose from on validation; (): no such stages

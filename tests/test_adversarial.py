@@ -163,12 +163,13 @@ def test_killed_and_resumed_is_uninterrupted(data, tokenizer, uninterrupted, tmp
     assert gan.history.equals(uninterrupted.history) and gan.samples_log == uninterrupted.samples_log
 
 
-def test_ctrl_c_leaves_a_usable_checkpoint(data, tokenizer, uninterrupted, tmp_path):
-    before = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_a_polite_kill_leave_a_usable_checkpoint(data, tokenizer, uninterrupted, tmp_path, sent):
+    before = signal.getsignal(sent)
     with pytest.raises(KeyboardInterrupt, match="stopped at step 8.*checkpoint_dir"):
         train_gan(data, tokenizer, small(), interests=["运动鞋"], checkpoint_dir=tmp_path,
-                  trainer={"callbacks": [Stop(7, lambda: os.kill(os.getpid(), signal.SIGINT))], "checkpoint_every": 100})
-    assert signal.getsignal(signal.SIGINT) is before
+                  trainer={"callbacks": [Stop(7, lambda: os.kill(os.getpid(), sent))], "checkpoint_every": 100})
+    assert signal.getsignal(sent) is before
     told = []
     gan = train_gan(data, tokenizer, small(), interests=["运动鞋"], checkpoint_dir=tmp_path, progress=told.append)
     assert_same(weights(gan), weights(uninterrupted))

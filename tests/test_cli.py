@@ -1,5 +1,6 @@
 """The command line as a person meets it: wrong calls, own data with a broken row, fit → recommend → evaluate on a tiny folder."""
 import json
+import signal
 import subprocess
 import sys
 
@@ -157,6 +158,132 @@ def test_an_interrupted_evaluation_goes_on_with_its_model(folder, tmp_path, monk
     monkeypatch.setattr(GenreRecommender, "read_test", read)
     changed = runner.invoke(app, call + ["--seed", "1"])
     assert changed.exit_code == 0 and "starting anew" in changed.output and len(fits) == 3
+
+
+def test_a_polite_kill_is_ctrl_c_by_another_name(folder, tmp_path):
+    (tmp_path / "slow.yaml").write_text(TINY.replace("pretrain_g_steps: 6", "pretrain_g_steps: 150"), encoding="utf-8")
+    call = [sys.executable, "-c", "from genre_nb.cli import main; main()", "evaluate", "--data", str(folder / "data"), "--out", str(tmp_path / "o"), "--config", str(tmp_path / "slow.yaml")]
+    with subprocess.Popen(call, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        for line in process.stderr:
+            if "generator reads" in line: break
+        process.send_signal(signal.SIGTERM)
+        said = process.stderr.read()
+    assert process.returncode == 143 and "Stopped. The same command goes on" in said, said
+    assert (tmp_path / "o" / "running.json").exists() and (tmp_path / "o" / "model" / "checkpoint" / "last.ckpt").exists()
+    again = subprocess.run(call, capture_output=True, text=True)
+    assert again.returncode == 0 and "going on with the run" in again.stderr and (tmp_path / "o" / "metrics.json").exists(), again.stderr
+
+
+@pytest.mark.parametrize("sent, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_outside_the_game(sent, code, capsys):
+    import typer
+    from genre_nb.cli import plain_errors
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(typer.Exit) as stopped:
+        with plain_errors("Come back."): signal.raise_signal(sent)
+    assert stopped.value.exit_code == code and "Stopped. Come back." in capsys.readouterr().err and signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_run_that_fails_leaves_the_model_of_the_last_one(folder, tmp_path):
+    call = ["evaluate", "--data", str(folder / "data"), "--out", str(tmp_path / "o"), "--config", str(folder / "tiny.yaml")]
+    assert runner.invoke(app, call).exit_code == 0
+    kept = (tmp_path / "o" / "model" / "genre.json").read_bytes()
+    failed = runner.invoke(app, [*call, "--protocol", "irgan"])
+    assert failed.exit_code == 1 and "rating" in failed.output
+    assert (tmp_path / "o" / "model" / "genre.json").read_bytes() == kept
+    assert runner.invoke(app, ["recommend", "--model", str(tmp_path / "o" / "model"), "--interest", "运动鞋"]).exit_code == 0
+
+
+def test_a_damaged_marker_starts_anew_and_takes_no_strange_model(folder, model, tmp_path):
+    import shutil
+    from genre_nb.cli import Run
+    shutil.copytree(model, tmp_path / "o" / "model")
+    for damage in ("", "[]", '{"fingerprint"'):
+        (tmp_path / "o" / "running.json").write_text(damage)
+        heard = []
+        assert not Run(tmp_path / "o", "key", heard.append).has_model and "starting anew" in heard[0], "a model of another run is not this run's"
+    run = Run(tmp_path / "o", "key", heard.append)
+    assert "going on" in heard[-1] and not run.has_model and run.fitted("model") == "model" and run.has_model and Run(tmp_path / "o", "key", heard.append).has_model
+
+
+@pytest.mark.parametrize("option", [["--config", "none.yaml"], ["--seed", "9"], ["--positive-rating", "2"], ["--profiles"]])
+def test_options_for_fitting_are_refused_beside_a_model(model, tmp_path, option):
+    result = runner.invoke(app, ["evaluate", "--model", str(model), "--out", str(tmp_path), *option])
+    assert result.exit_code == 2 and "is for fitting" in result.output and option[0] in result.output
+
+
+@pytest.mark.parametrize("command", [["fit", "--data", "DATA"], ["evaluate", "--data", "DATA"], ["evaluate", "--model", "DATA"], ["demo"]])
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_an_out_that_cannot_be_a_folder_is_known_at_once(folder, tmp_path, monkeypatch, command, place):
+    (tmp_path / "file").write_text("mine")
+    began = []
+    monkeypatch.setattr("genre_nb.cli.read_data", lambda *_: began.append(1))
+    monkeypatch.setattr("genre_nb.cli.fit_world", lambda *_: began.append(1))
+    monkeypatch.setattr("genre_nb.cli.load_model", lambda *_: began.append(1))
+    result = runner.invoke(app, [*(str(folder / "data") if word == "DATA" else word for word in command), "--out", str(tmp_path / place)])
+    assert result.exit_code == 1 and "is a file, not a folder; choose another place" in " ".join(result.output.split()) and not began
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_wrong_numbers(folder, tmp_path):
+    call = ["fit", "--data", str(folder / "data"), "--out", str(tmp_path / "o")]
+    negative = runner.invoke(app, [*call, "--seed", "-1"])
+    assert negative.exit_code == 2 and "--seed" in negative.output
+    nothing = runner.invoke(app, [*call, "--positive-rating", "nan"])
+    assert nothing.exit_code == 1 and "--positive-rating nan" in nothing.output and not (tmp_path / "o").exists()
+
+
+def write_shop(place, users: str | None = None, top: int = 5):
+    place.mkdir()
+    (place / "items.csv").write_text("item_id,title\n" + "".join(f"{i},thing {i}\n" for i in range(6)), encoding="utf-8")
+    (place / "interactions.csv").write_text("user_id,item_id,rating\n" + "".join(f"{u},{i},{top - (u + i) % 3}\n" for u in range(4) for i in range(6)), encoding="utf-8")
+    if users: (place / "users.csv").write_text(users, encoding="utf-8")
+    return place
+
+
+def test_what_counts_as_a_like_is_said(tmp_path):
+    from genre_nb.cli import liking, read_data
+    heard = []
+    data = read_data(write_shop(tmp_path / "stars"), 4.0, heard.append)
+    assert heard == ["stars: 4 users, 6 items, 24 interactions; a rating of 4 or more is a like"]
+    ten = read_data(write_shop(tmp_path / "ten", top=10), 4.0, heard.append)
+    assert heard[-1].endswith("a rating of 4 or more is a like (ratings go up to 10; --positive-rating sets another line)")
+    assert liking(read_data(tmp_path / "ten", 8.0, heard.append)) == "; a rating of 8 or more is a like"
+    assert data.interactions["positive"].sum() == 16 and ten.interactions["positive"].all()
+
+
+def test_users_who_are_not_in_the_table_are_counted(tmp_path):
+    from genre_nb.cli import read_data
+    heard = []
+    read_data(write_shop(tmp_path / "zeros", "user_id,profile\n000,a\n001,b\n002,c\n003,d\n"), 4.0, heard.append)
+    assert "4 of the 4 users who act are not in the table of users" in heard[-1]
+    read_data(write_shop(tmp_path / "all", "user_id,profile\n0,a\n1,b\n2,c\n3,d\n"), 4.0, heard.append)
+    assert "table of users" not in heard[-1] and len(heard) == 3
+
+
+def test_the_report_says_what_counted_as_a_like(tmp_path):
+    import numpy as np
+    import pandas as pd
+    rng, data = np.random.default_rng(0), tmp_path / "data"
+    data.mkdir()
+    rows = pd.DataFrame({"user_id": np.repeat(np.arange(80), 12), "item_id": np.concatenate([rng.choice(60, 12, replace=False) for _ in range(80)]), "rating": rng.integers(3, 6, 960)})
+    rows.to_csv(data / "interactions.csv", index=False)
+    pd.DataFrame({"item_id": range(60), "title": [f"red thing number {i}" for i in range(60)]}).to_csv(data / "items.csv", index=False)
+    (tmp_path / "tiny.yaml").write_text(TINY, encoding="utf-8")
+    done = runner.invoke(app, ["evaluate", "--data", str(data), "--out", str(tmp_path / "o"), "--config", str(tmp_path / "tiny.yaml")])
+    assert done.exit_code == 0 and done.stdout.count("a rating of 4 or more is a like") == 1, done.output
+    assert json.loads((tmp_path / "o" / "metrics.json").read_text(encoding="utf-8"))["likes"] == "a rating of 4 or more is a like"
+
+
+def test_files_of_ids_may_have_a_mark_and_ids_a_comma(tmp_path, monkeypatch):
+    from genre_nb.cli import read_ids
+    (tmp_path / "ids.txt").write_bytes("\ufeffA1\nB2\n".encode())
+    assert read_ids(tmp_path / "ids.txt") == ["A1", "B2"]
+    class Fake:
+        def rerank(self, who, ids, **_): raise ValueError(f"asked for {ids}")
+    monkeypatch.setattr("genre_nb.cli.load_model", lambda _: Fake())
+    result = runner.invoke(app, ["rerank", "--model", "m", "--interest", "x", "--items", 'i7, "a, b",i3'])
+    assert "asked for ['i7', 'a, b', 'i3']" in result.output
 
 
 # worlds with context and with rules
