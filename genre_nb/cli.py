@@ -29,13 +29,13 @@ from .simulation import DOMAINS
 
 # %% auto #0
 __all__ = ['app', 'out', 'err', 'DomainName', 'DataDir', 'ModelDir', 'ConfigFile', 'Protocol', 'Seed', 'Profiles',
-           'PositiveRating', 'Interests', 'Users', 'Fields', 'Allowed', 'AsJson', 'FIGURES', 'STYLE', 'Speaker',
-           'terminated', 'plain_errors', 'readable', 'show', 'LanguageName', 'ProtocolName', 'check_out', 'who_asks',
-           'read_fields', 'read_ids', 'read_config', 'read_data', 'liking', 'cold_items', 'default_threads', 'fit',
-           'read_folder', 'fit_data', 'load_model', 'recommend', 'rerank', 'generate', 'evaluate', 'only_for_fitting',
-           'fitted_for', 'fingerprint', 'Run', 'write_report', 'print_report', 'percent', 'check_contamination',
-           'listings_report', 'print_listings', 'demo_config', 'demo', 'fit_world', 'for_strangers', 'answers',
-           'side_by_side', 'report_page', 'frame', 'picture', 'main']
+           'PositiveRating', 'DropDuplicates', 'Interests', 'Users', 'Fields', 'Allowed', 'AsJson', 'FIGURES', 'STYLE',
+           'Speaker', 'terminated', 'plain_errors', 'readable', 'show', 'LanguageName', 'ProtocolName', 'check_out',
+           'who_asks', 'read_fields', 'read_ids', 'read_config', 'read_data', 'liking', 'cold_items', 'default_threads',
+           'fit', 'read_folder', 'fit_data', 'load_model', 'recommend', 'rerank', 'generate', 'evaluate',
+           'only_for_fitting', 'fitted_for', 'fingerprint', 'Run', 'write_report', 'print_report', 'percent',
+           'check_contamination', 'listings_report', 'print_listings', 'demo_config', 'demo', 'fit_world',
+           'for_strangers', 'answers', 'side_by_side', 'report_page', 'frame', 'picture', 'main']
 
 # %% ../nbs/14_cli.ipynb #dca43c5d
 app = typer.Typer(name="genre", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -131,6 +131,7 @@ Protocol = Annotated[Optional[ProtocolName], typer.Option("--protocol", help="Wh
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random; the same seed gives the same result.")]
 Profiles = Annotated[bool, typer.Option("--profiles", help="Use the column `profile` of users as interest text. Off by default: such texts may have been written with hindsight.")]
 PositiveRating = Annotated[float, typer.Option("--positive-rating", help="Ratings from here on count as a like: 4 of 5, unless your scale is another one.")]
+DropDuplicates = Annotated[bool, typer.Option("--drop-duplicates", help="The same user, item and time more than once: keep one row instead of stopping.")]
 Interests = Annotated[Optional[list[str]], typer.Option("--interest", help="What is wanted, in words (运动鞋, travel); may be repeated.")]
 Users = Annotated[Optional[list[str]], typer.Option("--user", help="A user id of the data; may be repeated.")]
 Fields = Annotated[Optional[list[str]], typer.Option("--context", help="A context field and its number, such as hour_sin=0.5; may be repeated. Only for models that were fitted with context.")]
@@ -177,13 +178,14 @@ def read_config(path: Path | None, seed: int, profiles: bool, fallback=None, pro
     return config.seeded(seed).model_copy(update={"profiles": profiles or config.profiles, **given})
 
 
-def read_data(folder: Path, positive_rating: float, say: Callable[[str], None]):   # → RecDataset
-    "Own data; says what it counts as a like."
+def read_data(folder: Path, positive_rating: float, say: Callable[[str], None], drop: bool = False):   # → RecDataset
+    "Own data; says what it counts as a like, and how many copies it left out."
     from genre_nb.datasets import RecDataset
     if not math.isfinite(positive_rating): raise ValueError(f"--positive-rating {positive_rating:g}: give a number of the column rating")
-    data = RecDataset.from_folder(folder, positive_rating=positive_rating)
+    data = RecDataset.from_folder(folder, positive_rating=positive_rating, duplicates="drop" if drop else "error")
     say(f"{data.name}: {data.n_users:,} users, {data.n_items:,} items, {len(data.interactions):,} interactions{liking(data)}")
     acting = data.interactions["user"].nunique()
+    if data.n_duplicates: say(f"  {data.n_duplicates:,} copies of rows left out")
     if data.n_unlisted_users: say(f"  {data.n_unlisted_users:,} of the {acting:,} users who act are not in the table of users: nothing is known of them but what they did")
     return data
 
@@ -226,6 +228,7 @@ def fit(
     config: ConfigFile = None,
     profiles: Profiles = False,
     positive_rating: PositiveRating = 4.0,
+    drop_duplicates: DropDuplicates = False,
     protocol: Protocol = None,
     seed: Seed = 0,
 ) -> None:
@@ -238,13 +241,13 @@ def fit(
     with plain_errors(f"The same command goes on from {out_dir / 'checkpoint'}."):
         check_out(out_dir)
         settings = read_config(config, seed, profiles, protocol=protocol)
-        fitted = fit_data(read_folder(data, out_dir, positive_rating, settings, say), out_dir, settings, say)
+        fitted = fit_data(read_folder(data, out_dir, positive_rating, settings, say, drop_duplicates), out_dir, settings, say)
         say(f"saved to {out_dir} (first stage: {fitted.first_label}; weights: {fitted.trained.weights})")
 
 
-def read_folder(data: Path, out_dir: Path, positive_rating: float, settings, say: Speaker):   # → RecDataset
+def read_folder(data: Path, out_dir: Path, positive_rating: float, settings, say: Speaker, drop: bool = False):   # → RecDataset
     "Own data, with cold items where the protocol needs them."
-    return cold_items(read_data(data, positive_rating, say), data, out_dir, settings, say)
+    return cold_items(read_data(data, positive_rating, say, drop), data, out_dir, settings, say)
 
 
 def fit_data(data, out_dir: Path, settings, say: Speaker):   # a RecDataset, a folder, a GenreConfig → GenreRecommender
@@ -330,6 +333,7 @@ def evaluate(
     config: ConfigFile = None,
     profiles: Profiles = False,
     positive_rating: PositiveRating = 4.0,
+    drop_duplicates: DropDuplicates = False,
     protocol: Protocol = None,
     contaminate: Annotated[Optional[float], typer.Option("--contaminate", help="Also add fake listings to the cold items, in parts of their number (0.1: one fake for ten), and see who shows them: bm25, dense, GENRE with and without the game. With --protocol item-cold only.")] = None,
     seed: Seed = 0,
@@ -339,7 +343,7 @@ def evaluate(
     Fits on train and chooses on valid, as --protocol says. An interrupted run goes on where the same command left off.
     """
     if (data is None) == (model is None): raise typer.BadParameter("give either --data DIR or --model DIR")
-    if model: only_for_fitting(ctx, "config", "profiles", "positive_rating", "seed")
+    if model: only_for_fitting(ctx, "config", "profiles", "positive_rating", "drop_duplicates", "seed")
     say = Speaker()
     with plain_errors("The same command goes on from the last checkpoint."):
         check_out(out_dir)
@@ -347,8 +351,8 @@ def evaluate(
         if data: settings = read_config(config, seed, profiles, protocol=protocol)
         check_contamination(contaminate, recommender.config if model else settings)
         if data:
-            table = read_folder(data, out_dir, positive_rating, settings, say)
-        run = Run(out_dir, fingerprint(data or model, *([settings.model_dump_json(), positive_rating] if data else [])), say, fits=model is None)
+            table = read_folder(data, out_dir, positive_rating, settings, say, drop_duplicates)
+        run = Run(out_dir, fingerprint(data or model, *([settings.model_dump_json(), positive_rating, drop_duplicates] if data else [])), say, fits=model is None)
         if data: recommender = load_model(run.model) if run.has_model else run.fitted(fit_data(table, run.model, settings, say))
         report = recommender.evaluate(say=say, checkpoint_dir=run.twin)
         listings = listings_report(recommender, contaminate, run.twin / "listings", say)

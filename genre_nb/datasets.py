@@ -366,7 +366,7 @@ def drop_duplicates(
     key = ["user_id", "item_id"] + [c for c in ("timestamp", "position") if c in interactions]
     if duplicates == "error":
         source.check(interactions.duplicated(key, keep=False), "item_id", f"the same {', '.join(key)} more than once",
-                     "delete the copies, give each event its timestamp, or load with duplicates='drop'")
+                     "delete the copies, give each event its timestamp, or load with duplicates='drop' (--drop-duplicates)")
     if "shown" in interactions: interactions = interactions.sort_values("shown", ascending=False, kind="stable")
     kept = interactions.drop_duplicates(key, keep="last").sort_index().reset_index(drop=True)
     return kept, len(interactions) - len(kept)

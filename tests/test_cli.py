@@ -206,7 +206,7 @@ def test_a_damaged_marker_starts_anew_and_takes_no_strange_model(folder, model, 
     assert "going on" in heard[-1] and not run.has_model and run.fitted("model") == "model" and run.has_model and Run(tmp_path / "o", "key", heard.append).has_model
 
 
-@pytest.mark.parametrize("option", [["--config", "none.yaml"], ["--seed", "9"], ["--positive-rating", "2"], ["--profiles"]])
+@pytest.mark.parametrize("option", [["--config", "none.yaml"], ["--seed", "9"], ["--positive-rating", "2"], ["--profiles"], ["--drop-duplicates"]])
 def test_options_for_fitting_are_refused_beside_a_model(model, tmp_path, option):
     result = runner.invoke(app, ["evaluate", "--model", str(model), "--out", str(tmp_path), *option])
     assert result.exit_code == 2 and "is for fitting" in result.output and option[0] in result.output
@@ -217,7 +217,7 @@ def test_options_for_fitting_are_refused_beside_a_model(model, tmp_path, option)
 def test_an_out_that_cannot_be_a_folder_is_known_at_once(folder, tmp_path, monkeypatch, command, place):
     (tmp_path / "file").write_text("mine")
     began = []
-    monkeypatch.setattr("genre_nb.cli.read_data", lambda *_: began.append(1))
+    monkeypatch.setattr("genre_nb.cli.read_data", lambda *_, **__: began.append(1))
     monkeypatch.setattr("genre_nb.cli.fit_world", lambda *_: began.append(1))
     monkeypatch.setattr("genre_nb.cli.load_model", lambda *_: began.append(1))
     result = runner.invoke(app, [*(str(folder / "data") if word == "DATA" else word for word in command), "--out", str(tmp_path / place)])
@@ -250,6 +250,18 @@ def test_what_counts_as_a_like_is_said(tmp_path):
     assert heard[-1].endswith("a rating of 4 or more is a like (ratings go up to 10; --positive-rating sets another line)")
     assert liking(read_data(tmp_path / "ten", 8.0, heard.append)) == "; a rating of 8 or more is a like"
     assert data.interactions["positive"].sum() == 16 and ten.interactions["positive"].all()
+
+
+def test_copies_stop_or_are_left_out(tmp_path):
+    from genre_nb.cli import read_data
+    place, heard = write_shop(tmp_path / "twice"), []
+    file = place / "interactions.csv"
+    file.write_text(file.read_text() + "0,0,5\n0,0,5\n", encoding="utf-8")
+    stopped = runner.invoke(app, ["fit", "--data", str(place), "--out", str(tmp_path / "o")])
+    assert stopped.exit_code == 1 and "--drop-duplicates" in stopped.output and not (tmp_path / "o").exists()
+    assert len(read_data(place, 4.0, heard.append, drop=True).interactions) == 24 and "2 copies of rows left out" in heard[-1]
+    dropped = runner.invoke(app, ["evaluate", "--data", str(place), "--out", str(tmp_path / "o"), "--drop-duplicates", "--contaminate", "0.1"])
+    assert "--drop-duplicates" not in dropped.output and "item-cold" in dropped.output, "the option is known; the run stops for another reason"
 
 
 def test_users_who_are_not_in_the_table_are_counted(tmp_path):
