@@ -449,6 +449,12 @@ def spread_parts(
     return pd.Series(pd.Categorical(part, categories=SPLITS), name="part")
 
 # %% ../nbs/01_datasets.ipynb #3b931cbd
+def zeros_lost(strange: pd.Series, known: pd.Series) -> str:   # ids
+    "A hint where strange ids would be known without their leading zeros, or with some: a spreadsheet makes 7 of 007."
+    bare = lambda ids: set(ids.drop_duplicates().astype(str).str.lstrip("0"))
+    return "; but leading zeros are all that differs, so write the id the same way in both tables" if len(strange) and bare(strange) <= bare(known) else ""
+
+
 class Tables:
     "The checked tables of a data set, with codes 0 … n−1 in place of ids."
 
@@ -486,7 +492,7 @@ class Tables:
     def _code(self, rows: pd.DataFrame, source: Source) -> pd.DataFrame:
         "Add the columns `user`, `item` (codes) and `positive`."
         item = pd.Index(self.items["item_id"]).get_indexer(rows["item_id"])
-        source.check(item < 0, "item_id", "this item is not in the items table", "add it there or delete the row")
+        source.check(item < 0, "item_id", "this item is not in the items table", "add it there or delete the row" + zeros_lost(rows["item_id"][item < 0], self.items["item_id"]))
         user = pd.Index(self.users["user_id"]).get_indexer(rows["user_id"])
         positive = np.ones(len(rows), dtype=bool)
         if "rating" in rows: positive &= (rows["rating"] >= self.positive_rating).to_numpy()

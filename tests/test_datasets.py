@@ -100,6 +100,7 @@ FAULTS = {   # name: (tables, pieces of the message)
     "bad part": (GOOD | {"item_cold": "item_id,part\n1,cold\n"}, ["item_cold.csv", "'part'", "line 2"]),
     "number among dates": (GOOD | {"interactions": "user_id,item_id,timestamp\n10,1,2024-01-01\n10,2,1700000000\n11,1,2024-01-03\n"}, ["'timestamp'", "line 3", "a number among dates"]),
     "after a line of blanks": (GOOD | {"items": "item_id,title\n1,a\n \t \n2,b\n2,c\n3,d\n"}, ["items.csv", "lines 4, 5", "more than once"]),
+    "lost zeros": (GOOD | {"items": "item_id,title\n001,a\n002,b\n003,c\n"}, ["interactions.csv", "'item_id'", "leading zeros are all that differs"]),
     "own column positive": (GOOD | {"interactions": "user_id,item_id,positive\n10,1,1\n10,2,0\n"}, ["interactions.csv", "'positive'", "rename it to rating"]),
     "own column text": (GOOD | {"items": "item_id,title,text\n1,a,b\n2,a,b\n3,a,b\n"}, ["items.csv", "'text'", "rename it to description"]),
     "unknown cold item": (GOOD | {"item_cold": "item_id,part\n1,test\n9,test\n"}, ["item_cold.csv", "'item_id'", "line 3"]),
