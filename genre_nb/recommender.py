@@ -72,8 +72,8 @@ class GenreConfig(BaseModel):
     discount_grid: tuple[NonNegativeFloat, ...] = Field(default=(0.0, 0.1, 0.2, 0.3), min_length=1)   # its δ
     svd_factors_grid: tuple[PositiveInt, ...] = (32, 64, 128)     # D of `pure_svd` and of `pure_svd_damped` to choose from on validation; (): no such stages
     svd_power_grid: tuple[NonNegativeFloat, ...] = Field(default=(0.25, 0.5), min_length=1)     # their a
-    text_l2_grid: tuple[PositiveFloat, ...] = Field(default=(10.0, 30.0, 100.0, 300.0, 1000.0), min_length=1)   # under item-cold: λ of TextEASE
-    ridge_grid: tuple[PositiveFloat, ...] = Field(default=(1.0, 3.0, 10.0), min_length=1)   # its ρ
+    text_l2_grid: tuple[PositiveFloat, ...] = Field(default=(30.0, 100.0, 300.0, 1000.0), min_length=1)   # under item-cold: λ of TextEASE
+    ridge_grid: tuple[PositiveFloat, ...] = Field(default=(1.0, 3.0), min_length=1)   # its ρ
     views_grid: tuple[tuple[str, ...], ...] = Field(default=(("words",), ("words", "phrases"), ("words", "phrases", "title pieces")), min_length=1)   # what of a text it compares
     texts_per_user: int = Field(default=2, ge=1)                  # descriptions written for the match
     hard_negatives: int = Field(default=16, ge=0)                 # of each user, from below the first stage's top, and as many near what G writes; 0: none
