@@ -756,6 +756,7 @@ def test_amazon_text_and_oddities(tmp_path):
     with pytest.raises(DataError, match="Video_Games.jsonl.gz: no review is left with k_core=9"): load_amazon("Video_Games", k_core=9, **here(tmp_path))
     with pytest.raises(ValueError, match="Video_Games"): load_amazon("Video_Game", **here(tmp_path))
     with pytest.raises(ValueError, match="user_share"): load_amazon("Video_Games", user_share=0, **here(tmp_path))
+    with pytest.raises(ValueError, match="max_reviews=0"): load_amazon("Video_Games", max_reviews=0, **here(tmp_path))
 
 
 def test_amazon_takes_part_of_the_users_whole(tmp_path):
