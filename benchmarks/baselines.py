@@ -68,7 +68,7 @@ def named(option: str, given: str, known: Iterable[str]) -> list[str]:
     return names
 
 
-def taking_part(data: RecDataset, protocol: str, only: str | None, without: str | None, clock: bool) -> dict[str, Space]:
+def taking_part(data: RecDataset, protocol: str, only: str | None, clock: bool, without: str | None = None) -> dict[str, Space]:
     "The baselines that make sense here."
     spaces = {name: space for name, space in SPACES.items()
               if (space.reads or protocol != "item-cold") and (not space.clock or clock and "timestamp" in data.interactions)}
@@ -181,7 +181,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     data = load(options.data, options.protocol, options.seed)
-    spaces = taking_part(data, options.protocol, options.only, options.without, not options.no_clock)
+    spaces = taking_part(data, options.protocol, options.only, not options.no_clock, options.without)
     study = Study(options, data)
     print(data)
     print(f"{options.protocol}: {len(study.valid.requests)} users to choose on, {len(study.test.requests)} to test on, {options.budget} trials each\n")

@@ -66,9 +66,10 @@ def terminated() -> Iterator[dict]:
     "Inside, a polite kill (SIGTERM: `timeout`, a batch system, `docker stop`) is Ctrl-C by another name: the step ends, and what is done is saved."
     told = {"terminated": False}
 
-    def stop(*_) -> None:
-        told["terminated"] = True
-        signal.raise_signal(signal.SIGINT)
+    def stop(_, frame) -> None:
+        told["terminated"], ctrl_c = True, signal.getsignal(signal.SIGINT)
+        if not callable(ctrl_c): raise KeyboardInterrupt              # jobs in the background of a script ignore Ctrl-C
+        ctrl_c(signal.SIGINT, frame)
 
     if threading.current_thread() is not threading.main_thread():
         yield told

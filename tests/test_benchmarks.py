@@ -190,12 +190,6 @@ def test_wrong_names_of_baselines(folder, monkeypatch, options, message):
     with pytest.raises(SystemExit, match=message): run(script("baselines"), monkeypatch, "--data", folder, *options)
 
 
-def test_another_question_does_not_go_on(folder, tmp_path, monkeypatch):
-    options = ("--data", folder, "--out", tmp_path / "out.json", "--only", "popularity")
-    run(script("baselines"), monkeypatch, *options)
-    with pytest.raises(SystemExit, match="was made with other options.*budget"): run(script("baselines"), monkeypatch, *options, "--budget", 3)
-
-
 def test_every_saved_result_and_every_script_is_listed():
     root = Path(__file__).parents[1]
     listed = (root / "benchmarks" / "README.md").read_text(encoding="utf-8")

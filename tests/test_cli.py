@@ -174,13 +174,15 @@ def test_a_polite_kill_is_ctrl_c_by_another_name(folder, tmp_path):
     assert again.returncode == 0 and "going on with the run" in again.stderr and (tmp_path / "o" / "metrics.json").exists(), again.stderr
 
 
-@pytest.mark.parametrize("sent, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signals_outside_the_game(sent, code, capsys):
+@pytest.mark.parametrize("sent, code, ctrl_c", [(signal.SIGTERM, 143, signal.default_int_handler), (signal.SIGTERM, 143, signal.SIG_IGN), (signal.SIGINT, 130, signal.default_int_handler)])
+def test_signals_outside_the_game(sent, code, ctrl_c, capsys):
     import typer
     from genre_nb.cli import plain_errors
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(typer.Exit) as stopped:
-        with plain_errors("Come back."): signal.raise_signal(sent)
+    before, of_runner = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGINT, ctrl_c)     # in the background of a script it is ignored
+    try:
+        with pytest.raises(typer.Exit) as stopped:
+            with plain_errors("Come back."): signal.raise_signal(sent)
+    finally: signal.signal(signal.SIGINT, of_runner)
     assert stopped.value.exit_code == code and "Stopped. Come back." in capsys.readouterr().err and signal.getsignal(signal.SIGTERM) == before
 
 
