@@ -184,7 +184,7 @@ def read_data(folder: Path, positive_rating: float, say: Callable[[str], None], 
     from genre_nb.datasets import RecDataset
     if not math.isfinite(positive_rating): raise ValueError(f"--positive-rating {positive_rating:g}: give a number of the column rating")
     data = RecDataset.from_folder(folder, positive_rating=positive_rating, duplicates="drop" if drop else "error")
-    say(f"{data.name}: {data.n_users:,} users, {data.n_items:,} items, {len(data.interactions):,} interactions{liking(data)}")
+    say(f"{data.name}: {data.n_users:,} users, {data.n_items:,} items, {len(data.interactions):,} interactions{'; ' * bool(liking(data))}{liking(data)}")
     acting = data.interactions["user"].nunique()
     if data.n_duplicates: say(f"  {data.n_duplicates:,} copies of rows left out")
     if data.n_unlisted_users: say(f"  {data.n_unlisted_users:,} of the {acting:,} users who act are not in the table of users: nothing is known of them but what they did")
@@ -195,7 +195,7 @@ def liking(data) -> str:   # a RecDataset
     "What counts as a like, where there are ratings; how far they go, where that is more than stars."
     if "rating" not in data.interactions: return ""
     top = data.interactions["rating"].max()
-    return f"; a rating of {data.positive_rating:g} or more is a like" + f" (ratings go up to {top:g}; --positive-rating sets another line)" * bool(top > 5 and data.positive_rating < 5)
+    return f"a rating of {data.positive_rating:g} or more is a like" + f" (ratings go up to {top:g}; --positive-rating sets another line)" * bool(top > 5 and data.positive_rating < 5)
 
 
 def cold_items(data, folder: Path, out_dir: Path, settings, say: Callable[[str], None]):   # → RecDataset
@@ -357,10 +357,10 @@ def evaluate(
         if data: recommender = load_model(run.model) if run.has_model else run.fitted(fit_data(table, run.model, settings, say))
         report = recommender.evaluate(say=say, checkpoint_dir=run.twin)
         listings = listings_report(recommender, contaminate, run.twin / "listings", say)
-        write_report(report, out_dir, {"contaminated": listings.to_dict()} if listings else {}, likes=liking(recommender.data).removeprefix("; "))
+        write_report(report, out_dir, {"contaminated": listings.to_dict()} if listings else {}, likes=liking(recommender.data))
         run.finish()
         print_report(report)
-        if likes := liking(recommender.data): out.print(likes.removeprefix("; "), highlight=False)
+        if likes := liking(recommender.data): out.print(likes, highlight=False)
         if listings: print_listings(listings)
         say(f"written: {out_dir / 'metrics.json'}")
 

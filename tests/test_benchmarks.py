@@ -161,35 +161,6 @@ def test_real_data_runs_what_is_missing_and_collects(folder, tmp_path, monkeypat
     with pytest.raises(SystemExit, match="has no folder 'nowhere'; it holds: shop"): run(real, monkeypatch, *options, "--sets", "nowhere")
 
 
-def test_baselines_go_on_where_they_stopped_and_fuse_the_rest(folder, tmp_path, monkeypatch, capsys):
-    baselines, out, summary = script("baselines"), tmp_path / "out.json", tmp_path / "summary.json"
-    options = ("--data", folder, "--budget", 2, "--out", out)
-    run(baselines, monkeypatch, *options, "--only", "popularity, item_knn")
-    first = json.loads(out.read_text())["baselines"]
-    assert set(first) == {"popularity", "item_knn"} and first["item_knn"]["trials"] == 2 and first["popularity"]["trials"] == 1
-    summary.write_text(json.dumps({"another.warm": {}}))
-    slow = "user_knn,rp3beta,ease_weighted,ials,pure_svd,bpr,softmax_mf,mult_vae,popularity_decayed,popularity_recent"
-    run(baselines, monkeypatch, *options, "--without", slow, "--no-clock", "--summary", summary)
-    found = json.loads(summary.read_text())
-    assert set(found) == {"another.warm", f"{folder.name}.warm"}
-    found = found[f"{folder.name}.warm"]["baselines"]
-    single = {"popularity", "item_knn", "ease", "bm25", "tfidf", "dense"}
-    assert single < set(found) and {label.partition("(")[0] for label in set(found) - single} == {"zsum", "rrf"} and len(found) == 8
-    assert {name: entry["seconds"] for name, entry in found.items() if name in first} == {name: entry["seconds"] for name, entry in first.items()}, "what is done is not done again"
-    assert not any("all_trials" in entry for entry in found.values()) and "best on validation" in capsys.readouterr().out
-    best = max(single, key=lambda name: found[name]["validation_ndcg@10"])
-    assert all(f"({best}+" in label for label in set(found) - single), "the best one is in every fusion"
-    again = out.read_text()
-    run(baselines, monkeypatch, *options, "--without", slow, "--no-clock")
-    assert out.read_text() == again
-
-
-@pytest.mark.parametrize("options, message", [(("--only", "bprr"), "--only bprr: choose from popularity"), (("--without", "ease,bprr"), "--without bprr: choose from"),
-                                              (("--only", "ease", "--without", "bpr"), "2"), (("--protocol", "item-cold", "--only", "ease"), "--only ease: choose from bm25, tfidf, dense")])
-def test_wrong_names_of_baselines(folder, monkeypatch, options, message):
-    with pytest.raises(SystemExit, match=message): run(script("baselines"), monkeypatch, "--data", folder, *options)
-
-
 def test_every_saved_result_and_every_script_is_listed():
     root = Path(__file__).parents[1]
     listed = (root / "benchmarks" / "README.md").read_text(encoding="utf-8")

@@ -250,7 +250,7 @@ def test_what_counts_as_a_like_is_said(tmp_path):
     assert heard == ["stars: 4 users, 6 items, 24 interactions; a rating of 4 or more is a like"]
     ten = read_data(write_shop(tmp_path / "ten", top=10), 4.0, heard.append)
     assert heard[-1].endswith("a rating of 4 or more is a like (ratings go up to 10; --positive-rating sets another line)")
-    assert liking(read_data(tmp_path / "ten", 8.0, heard.append)) == "; a rating of 8 or more is a like"
+    assert liking(read_data(tmp_path / "ten", 8.0, heard.append)) == "a rating of 8 or more is a like"
     assert data.interactions["positive"].sum() == 16 and ten.interactions["positive"].all()
 
 

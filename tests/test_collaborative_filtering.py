@@ -589,6 +589,22 @@ def test_benchmark_tunes_and_goes_on(benchmark, shop, tmp_path, monkeypatch, cap
     with pytest.raises(SystemExit, match="choose from"): run(benchmark, monkeypatch, "--data", shop, "--only", "magic")
 
 
+def test_benchmark_fuses_what_is_not_left_out(benchmark, shop, tmp_path, monkeypatch):
+    out = tmp_path / "baselines.json"
+    slow = "user_knn, rp3beta, ease_weighted, ials, pure_svd, bpr, softmax_mf, mult_vae, popularity_decayed"
+    run(benchmark, monkeypatch, "--data", shop, "--budget", 2, "--out", out, "--without", slow, "--no-clock")
+    found, single = json.loads(out.read_text())["baselines"], {"popularity", "item_knn", "ease", "bm25", "tfidf", "dense"}
+    assert single < set(found) and {label.partition("(")[0] for label in set(found) - single} == {"zsum", "rrf"} and len(found) == 8
+    best = max(single, key=lambda name: found[name]["validation_ndcg@10"])
+    assert all(f"({best}+" in label for label in set(found) - single), "the best one is in every fusion"
+
+
+@pytest.mark.parametrize("options, message", [(("--without", "ease,bprr"), "--without bprr: choose from"), (("--only", "ease", "--without", "bpr"), "^2$"),
+                                              (("--protocol", "item-cold", "--only", "ease"), "--only ease: choose from bm25, tfidf, dense")])
+def test_benchmark_wrong_names(benchmark, shop, monkeypatch, options, message):
+    with pytest.raises(SystemExit, match=message): run(benchmark, monkeypatch, "--data", shop, *options)
+
+
 def test_benchmark_hides_cold_items(benchmark, shop, monkeypatch):
     data = benchmark.load(shop, "item-cold", 0)
     part = np.asarray(data.item_part)
