@@ -29,10 +29,10 @@ __all__ = ['FACTORS', 'SPACES', 'VIEWS', 'ItemKNN', 'keep_largest', 'largest', '
            'user_weights', 'fame_price', 'ease_weights', 'keep_heaviest', 'mirror_lower', 'IALS', 'need_implicit',
            'fold_in', 'at_least_one', 'strongest_directions', 'PureSVD', 'bpr_loss', 'softmax_loss', 'pool',
            'without_target', 'descend', 'HistoryFactors', 'score_of', 'BPR', 'SoftmaxMF', 'multinomial_loss',
-           'gaussian_kl', 'annealed', 'MultVAE', 'unit_length', 'encode_history', 'decode_history', 'Space',
-           'time_span', 'of_kind', 'ials_for', 'softmax_for', 'decayed_popularity', 'recent_popularity',
-           'tune_baseline', 'fusion_space', 'check_views', 'pieces', 'text_view', 'TextEASE', 'kernel_factor',
-           'predicted_columns', 'text_ease_trials']
+           'gaussian_kl', 'annealed', 'sample_columns', 'MultVAE', 'unit_length', 'encode_history', 'decode_history',
+           'Space', 'time_span', 'of_kind', 'ials_for', 'enough_negatives', 'softmax_for', 'vae_for',
+           'decayed_popularity', 'recent_popularity', 'tune_baseline', 'fusion_space', 'check_views', 'pieces',
+           'text_view', 'TextEASE', 'kernel_factor', 'predicted_columns', 'text_ease_trials']
 
 # %% ../nbs/10_collaborative_filtering.ipynb #fb7da1b1
 class ItemKNN(Retriever):
@@ -512,9 +512,10 @@ def descend(
     learning_rate: float,                             # of Adam (Kingma & Ba 2015)
     generator: torch.Generator,                       # for the order
     l2: float = 0.0,                                  # weight decay
+    fused: bool = False,                              # one loop over all weights: for millions of them several times as fast, other last digits
 ) -> list[float]:                                     # mean loss of each epoch
     "Adam over shuffled batches."
-    optimizer = torch.optim.Adam(weights, lr=learning_rate, weight_decay=l2)
+    optimizer = torch.optim.Adam(weights, lr=learning_rate, weight_decay=l2, fused=fused)
     step, steps, log = 0, epochs * math.ceil(n_rows / batch), []
     for _ in range(epochs):
         losses = []
@@ -674,16 +675,31 @@ def annealed(
     "The weight of the KL: a straight line from 0 to `top`, then flat."
     return top * min(1.0, done / max(share, 1e-9))
 
+# %% ../nbs/10_collaborative_filtering.ipynb #d56c3893
+def sample_columns(
+    liked: Tensor,                 # (n,) codes of the items that somebody in the batch likes, ascending
+    n_items: int,                  # I
+    negatives: int | None,         # m, how many of the other items to draw; None: all of them
+    generator: torch.Generator,    # for the draws
+) -> tuple[Tensor, Tensor]:        # (n + m,) codes, the liked ones first; (n + m,) what to add to their logits
+    "A sample of the catalogue for the sum under a softmax: the sum of exp(logit + what is added) has the sum over all items as its mean."
+    rest = torch.ones(n_items, dtype=torch.bool).index_fill_(0, liked, False).nonzero()[:, 0]
+    drawn = rest if negatives is None or negatives >= len(rest) else rest[torch.randperm(len(rest), generator=generator)[:negatives]]
+    stands_for = len(rest) / max(len(drawn), 1)
+    return torch.cat([liked, drawn]), torch.cat([torch.zeros(len(liked)), torch.full((len(drawn),), math.log(max(stands_for, 1.0)))])
+
+
 # %% ../nbs/10_collaborative_filtering.ipynb #cf3efc23
 class MultVAE(Retriever):
     """Variational autoencoder with a multinomial likelihood (Liang et al. 2018), one hidden layer on each side.
 
-    Users are rows of a batch, so memory grows with `users_per_step` × items, never with users × items. Whoever asks is
-    encoded from the history, known or not. Without a history all scores are 0.
+    Users are rows of a batch, so memory grows with `users_per_step` × items, never with users × items. Of a large catalogue
+    a step may look at a sample (`negatives`). Whoever asks is encoded from the history, known or not. Without a history
+    all scores are 0.
     """
 
     kind = "mult_vae"
-    options = ("hidden", "latent", "dropout", "beta", "anneal", "l2", "epochs", "learning_rate", "users_per_step", "seed")
+    options = ("hidden", "latent", "dropout", "beta", "anneal", "l2", "epochs", "learning_rate", "users_per_step", "seed", "negatives")
     facts = ("log",)
     learned = ("read", "read_bias", "squeeze", "squeeze_bias", "unfold", "unfold_bias", "offer", "offer_bias")
 
@@ -698,13 +714,15 @@ class MultVAE(Retriever):
         epochs: int = 50,               # passes over all users
         learning_rate: float = 1e-3,    # of Adam
         users_per_step: int = 100,      # size of a batch
-        seed: int = 0,                  # of the start, the order, dropout and z
+        seed: int = 0,                  # of the start, the order, dropout, z and the draws
+        negatives: int | None = None,   # m, items drawn in each step to stand for all that nobody in the batch likes; None: all, exactly
     ):
         at_least_one(hidden=hidden, latent=latent, epochs=epochs, users_per_step=users_per_step)
         if not 0 <= dropout < 1: raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
         if beta < 0 or learning_rate <= 0: raise ValueError(f"beta must not be negative and learning_rate must be above 0, got {beta} and {learning_rate}")
+        if negatives is not None and negatives < 1: raise ValueError(f"negatives must be at least 1 or None, got {negatives}")
         self.hidden, self.latent, self.dropout, self.beta, self.anneal = hidden, latent, dropout, beta, anneal
-        self.l2, self.epochs, self.learning_rate, self.users_per_step, self.seed = l2, epochs, learning_rate, users_per_step, seed
+        self.l2, self.epochs, self.learning_rate, self.users_per_step, self.seed, self.negatives = l2, epochs, learning_rate, users_per_step, seed, negatives
 
     def fit(self, data, splits=("train",)):
         "Adam over users with at least one like."
@@ -719,7 +737,7 @@ class MultVAE(Retriever):
             return self._loss(weights, likes, annealed(done, self.anneal, self.beta), generator)
 
         self.log = descend(weights, loss, matrix.shape[0], batch=self.users_per_step, epochs=self.epochs,
-                           learning_rate=self.learning_rate, generator=generator, l2=self.l2)
+                           learning_rate=self.learning_rate, generator=generator, l2=self.l2, fused=True)
         for name, weight in zip(self.learned, weights): setattr(self, name, weight.detach().numpy())
         self.n_items = data.n_items
         return self
@@ -732,11 +750,20 @@ class MultVAE(Retriever):
 
     def _loss(self, weights, likes: Tensor, weight: float, generator: torch.Generator) -> Tensor:
         "−ELBO of some users with this weight of the KL."
-        kept = (torch.rand(likes.shape, generator=generator) >= self.dropout).float() / (1 - self.dropout)
-        mean, log_variance = encode_history(unit_length(likes) * kept, weights[:4])
+        liked = likes.any(0).nonzero()[:, 0]                             # what the others would bring is 0
+        read, *encoder = weights[:4]
+        kept = (torch.rand(len(likes), len(liked), generator=generator) >= self.dropout).float() / (1 - self.dropout)
+        mean, log_variance = encode_history(unit_length(likes.index_select(1, liked)) * kept, (read.index_select(0, liked), *encoder))
         z = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=generator)
-        loss = multinomial_loss(decode_history(z, weights[4:]), likes)
-        return (loss + weight * gaussian_kl(mean, log_variance)).mean()
+        return (self._likelihood(z, weights[4:], likes, liked, generator) + weight * gaussian_kl(mean, log_variance)).mean()
+
+    def _likelihood(self, z: Tensor, decoder, likes: Tensor, liked: Tensor, generator: torch.Generator) -> Tensor:
+        "(B,) −log p(x | z) up to a constant, with the sum over all items or over a sample of them."
+        if self.negatives is None: return multinomial_loss(decode_history(z, decoder), likes)
+        *inner, offer, offer_bias = decoder
+        columns, shift = sample_columns(liked, likes.shape[1], self.negatives, generator)
+        logits = decode_history(z, (*inner, offer.index_select(1, columns), offer_bias[columns])) + shift
+        return multinomial_loss(logits, likes.index_select(1, columns))
 
     @torch.no_grad()
     def scores(self, requests):
@@ -803,9 +830,19 @@ def ials_for(data: RecDataset, factors: int, alpha: float, l2_per_alpha: float) 
     return IALS(factors, alpha, l2_per_alpha * alpha)
 
 
+def enough_negatives(data: RecDataset) -> int | None:
+    "How many items stand for all in the sum under a softmax."
+    return None if data.n_items <= 5000 else 2000
+
+
 def softmax_for(data: RecDataset, **settings) -> SoftmaxMF:
     "The exact softmax up to 5,000 items, above that 2,000 draws per batch."
-    return SoftmaxMF(negatives=None if data.n_items <= 5000 else 2000, **settings)
+    return SoftmaxMF(negatives=enough_negatives(data), **settings)
+
+
+def vae_for(data: RecDataset, **settings) -> MultVAE:
+    "As `softmax_for`."
+    return MultVAE(negatives=enough_negatives(data), **settings)
 
 
 def decayed_popularity(data: RecDataset, half_life: float) -> Popularity:
@@ -833,7 +870,7 @@ SPACES: dict[str, Space] = {
     "pure_svd": Space(of_kind(PureSVD), {"factors": (16, 32, 64, 128), "user_power": (0.25, 0.5), "item_power": (0.25, 0.5), "damping": (0.0, 1.0)}),
     "bpr": Space(of_kind(BPR), FACTORS),
     "softmax_mf": Space(softmax_for, FACTORS),
-    "mult_vae": Space(of_kind(MultVAE), {"hidden": (100, 200, 400), "latent": (32, 64, 128), "beta": (0.0, 0.05, 0.1, 0.2, 0.5), "dropout": (0.3, 0.5, 0.7),
+    "mult_vae": Space(vae_for, {"hidden": (100, 200, 400), "latent": (32, 64, 128), "beta": (0.0, 0.05, 0.1, 0.2, 0.5), "dropout": (0.3, 0.5, 0.7),
                                          "epochs": (20, 50, 100), "learning_rate": (0.001, 0.003)}),
     "bm25": Space(of_kind(BM25), {"k1": (0.5, 1.2, 2.0), "b": (0.3, 0.75, 1.0), "history_field": ("text", "title"), "half_life": (None, 5.0, 20.0)}, reads=True),
     "tfidf": Space(of_kind(TFIDF), {"half_life": (None, 1.0, 3.0, 5.0, 10.0, 20.0, 50.0)}, reads=True),

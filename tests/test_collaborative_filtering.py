@@ -4,6 +4,7 @@ import json
 import os
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from genre_nb.collaborative_filtering import (BPR, EASE, IALS, SPACES, VIEWS, ItemKNN, MultVAE, PureSVD, RP3Beta, SoftmaxMF, Space, TextEASE, UserKNN, annealed,
                                               bpr_loss, ease_weights, user_weights, fold_in, fusion_space, gaussian_kl, keep_heaviest, keep_largest,
-                                              largest, mirror_lower, multinomial_loss, pieces, softmax_loss, strongest_directions, text_ease_trials, time_span,
+                                              largest, mirror_lower, multinomial_loss, pieces, sample_columns, softmax_loss, strongest_directions, text_ease_trials, time_span,
                                               tune_baseline, without_target)
 from genre_nb.datasets import RecDataset, Requests
 from genre_nb.evaluation import evaluate_lists
@@ -102,7 +103,8 @@ def everything(**fast):
     "One of each, small and quick."
     return [ItemKNN(), UserKNN(), RP3Beta(), EASE(20.0), TextEASE(20.0), TextEASE(20.0, ridge=2.0, views=VIEWS), IALS(factors=8, l2=1.0), PureSVD(4), PureSVD(8, damping=1.0), BPR(factors=8, epochs=10, likes_per_step=64),
             SoftmaxMF(factors=8, epochs=10, likes_per_step=64), SoftmaxMF(factors=8, epochs=10, negatives=15, likes_per_step=64),
-            MultVAE(hidden=32, latent=8, epochs=30, users_per_step=20, learning_rate=0.01)]
+            MultVAE(hidden=32, latent=8, epochs=30, users_per_step=20, learning_rate=0.01),
+            MultVAE(hidden=32, latent=8, epochs=30, users_per_step=4, learning_rate=0.01, negatives=6)]
 
 
 @pytest.mark.parametrize("stage", [ItemKNN(), EASE(), UserKNN(), RP3Beta(), IALS(factors=4), PureSVD(4), PureSVD(40, damping=1.0)])
@@ -422,7 +424,8 @@ def test_histories_without_the_target(matrix):
 
 
 @pytest.mark.parametrize("make", [lambda **o: BPR(factors=4, epochs=2, **o), lambda **o: SoftmaxMF(factors=4, epochs=2, **o),
-                                  lambda **o: SoftmaxMF(factors=4, epochs=2, negatives=3, **o), lambda **o: MultVAE(hidden=8, latent=2, epochs=2, **o)])
+                                  lambda **o: SoftmaxMF(factors=4, epochs=2, negatives=3, **o), lambda **o: MultVAE(hidden=8, latent=2, epochs=2, **o),
+                                  lambda **o: MultVAE(hidden=8, latent=2, epochs=2, users_per_step=3, negatives=2, **o)])
 def test_same_seed_same_model_and_training_helps(make):
     data = dataset((np.random.default_rng(4).random((60, 20)) < 0.3).astype(np.float32))
     one, two, other = (make(seed=s).fit(data) for s in (1, 1, 2))
@@ -455,8 +458,38 @@ def test_new_refusals():
     for call, message in ((lambda: UserKNN(0), "at least 1"), (lambda: UserKNN(shrinkage=-1), "negative"), (lambda: RP3Beta(alpha=-1), "negative"),
                           (lambda: RP3Beta(neighbours=0), "at least 1"), (lambda: IALS(factors=0), "at least 1"), (lambda: PureSVD(0), "factors must be at least 1"), (lambda: PureSVD(item_power=-1), "item_power must not be negative"), (lambda: IALS(alpha=-1), "negative"),
                           (lambda: BPR(epochs=0), "epochs must be at least 1"), (lambda: BPR(learning_rate=0), "above 0"),
-                          (lambda: SoftmaxMF(negatives=0), "negatives"), (lambda: MultVAE(dropout=1.0), "below 1"), (lambda: MultVAE(beta=-1), "negative")):
+                          (lambda: SoftmaxMF(negatives=0), "negatives"), (lambda: MultVAE(dropout=1.0), "below 1"), (lambda: MultVAE(beta=-1), "negative"), (lambda: MultVAE(negatives=0), "negatives must be at least 1 or None")):
         with pytest.raises(ValueError, match=message): call()
+
+
+@given(st.integers(1, 30), st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_sample_of_columns_keeps_what_is_liked_and_stands_for_the_rest(n_items, data):
+    liked = torch.tensor(sorted(data.draw(st.sets(st.integers(0, n_items - 1)))), dtype=torch.int64)
+    negatives, rest = data.draw(st.one_of(st.none(), st.integers(1, 40))), n_items - len(liked)
+    columns, added = sample_columns(liked, n_items, negatives, torch.Generator().manual_seed(data.draw(st.integers(0, 9))))
+    assert torch.equal(columns[: len(liked)], liked) and not added[: len(liked)].any() and len(columns) == len(added)
+    assert len(set(columns.tolist())) == len(columns) == len(liked) + (rest if negatives is None else min(negatives, rest))
+    assert np.isclose(added.exp().sum(), n_items, rtol=1e-5)                  # of equal items the sum is exact whoever is drawn
+
+
+def test_the_encoder_reads_the_liked_columns_only_and_a_full_sample_changes_nothing():
+    matrix = (np.random.default_rng(8).random((12, 40)) < 0.06).astype(np.float32)
+    matrix[:, 5] = 1
+    likes = torch.from_numpy(matrix)
+    assert not likes.any(0).all()
+    exact, full, some = (MultVAE(hidden=6, latent=2, dropout=0.0, negatives=m) for m in (None, 40, 3))
+    weights = [part.detach().requires_grad_() for part in exact._start(40, torch.Generator().manual_seed(0))]
+    losses = {stage.negatives: stage._loss(weights, likes, 0.2, torch.Generator().manual_seed(1)) for stage in (exact, full, some)}
+    read, bias, squeeze, squeeze_bias, *decoder = weights
+    mean, log_variance = (torch.tanh(torch.nn.functional.normalize(likes) @ read + bias) @ squeeze + squeeze_bias).chunk(2, dim=1)
+    draws = torch.Generator().manual_seed(1)
+    torch.rand(12, int(likes.any(0).sum()), generator=draws)                  # the dropout, which keeps everything here
+    z = mean + (log_variance / 2).exp() * torch.randn(mean.shape, generator=draws)
+    logits = torch.tanh(z @ decoder[0] + decoder[1]) @ decoder[2] + decoder[3]
+    expected = (multinomial_loss(logits, likes) + 0.2 * gaussian_kl(mean, log_variance)).mean()
+    assert torch.allclose(losses[None], expected, atol=1e-5) and torch.allclose(losses[40], expected, atol=1e-5) and not torch.allclose(losses[3], expected, atol=1e-5)
+    for wanted, got in zip(torch.autograd.grad(expected, weights), torch.autograd.grad(losses[40], weights)): assert torch.allclose(wanted, got, atol=1e-5)
 
 
 # ---------- the race
@@ -483,11 +516,17 @@ def test_every_space_can_be_tuned():
         lists, _ = stage.retrieve(requests, 10)
         assert np.isclose(evaluate_lists(lists, relevant, n_items=24, ks=(10,)).mean("ndcg@10"), result.value)
         values[name] = result.value
+        if "negatives" in stage.options: assert stage.negatives is None           # exact for small catalogues
         again, repeated = tune_baseline(space, data, requests, relevant, budget=2, seed=1)
         assert repeated.best == result.best and repeated.value == result.value
     assert values["ease"] > values["popularity"]
     assert {"popularity", "popularity_decayed", "popularity_recent", "item_knn", "user_knn", "rp3beta", "ease", "ials", "bpr", "softmax_mf",
             "mult_vae", "pure_svd", "bm25", "tfidf", "dense", "ease_weighted"} == set(SPACES)
+
+
+@pytest.mark.parametrize("name", ["softmax_mf", "mult_vae"])
+def test_large_catalogues_are_sampled(name):
+    for n_items, negatives in ((5000, None), (5001, 2000)): assert SPACES[name].make(SimpleNamespace(n_items=n_items)).negatives == negatives
 
 
 def test_fusions_are_tuned_without_fitting_again():
