@@ -184,6 +184,8 @@ def read_data(folder: Path, positive_rating: float, say: Callable[[str], None], 
     from genre_nb.datasets import RecDataset
     if not math.isfinite(positive_rating): raise ValueError(f"--positive-rating {positive_rating:g}: give a number of the column rating")
     data = RecDataset.from_folder(folder, positive_rating=positive_rating, duplicates="drop" if drop else "error")
+    if positive_rating != 4 and "rating" not in data.interactions:
+        raise ValueError(f"--positive-rating {positive_rating:g}: the interactions of {folder} have no column rating; add one, or leave the option out, and each row is a like")
     say(f"{data.name}: {data.n_users:,} users, {data.n_items:,} items, {len(data.interactions):,} interactions{'; ' * bool(liking(data))}{liking(data)}")
     acting = data.interactions["user"].nunique()
     if data.n_duplicates: say(f"  {data.n_duplicates:,} copies of rows left out")

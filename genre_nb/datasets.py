@@ -839,6 +839,7 @@ def split_facts(data: ColdSplits, split: str) -> dict[str, int]:
 
 # %% ../nbs/01_datasets.ipynb #080e5840
 OWN_NAMES = (("interactions", "positive", "rename it to rating, and say from which rating on something is liked (positive_rating=1, --positive-rating 1)"),
+             ("interactions", "user", "rename it, to user_id if it says who acted"), ("interactions", "item", "rename it, to item_id if it says on what"),
              ("items", "text", "rename it to description"))   # what a folder's tables may not call a column
 
 # %% ../nbs/01_datasets.ipynb #61ad4f5a

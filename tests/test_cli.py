@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -252,6 +253,10 @@ def test_what_counts_as_a_like_is_said(tmp_path):
     assert heard[-1].endswith("a rating of 4 or more is a like (ratings go up to 10; --positive-rating sets another line)")
     assert liking(read_data(tmp_path / "ten", 8.0, heard.append)) == "a rating of 8 or more is a like"
     assert data.interactions["positive"].sum() == 16 and ten.interactions["positive"].all()
+    plain = write_shop(tmp_path / "plain")
+    pd.read_csv(plain / "interactions.csv").drop(columns="rating").to_csv(plain / "interactions.csv", index=False)
+    assert liking(read_data(plain, 4.0, heard.append)) == "" and heard[-1].endswith("24 interactions")
+    with pytest.raises(ValueError, match="--positive-rating 3: the interactions of .*plain have no column rating"): read_data(plain, 3.0, heard.append)
 
 
 def test_copies_stop_or_are_left_out(tmp_path):

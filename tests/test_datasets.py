@@ -103,6 +103,8 @@ FAULTS = {   # name: (tables, pieces of the message)
     "lost zeros": (GOOD | {"items": "item_id,title\n001,a\n002,b\n003,c\n"}, ["interactions.csv", "'item_id'", "leading zeros are all that differs"]),
     "own column positive": (GOOD | {"interactions": "user_id,item_id,positive\n10,1,1\n10,2,0\n"}, ["interactions.csv", "'positive'", "rename it to rating"]),
     "own column text": (GOOD | {"items": "item_id,title,text\n1,a,b\n2,a,b\n3,a,b\n"}, ["items.csv", "'text'", "rename it to description"]),
+    "own column user": (GOOD | {"interactions": "user_id,item_id,user\n10,1,Ann\n10,2,Ann\n"}, ["interactions.csv", "'user'", "name is taken", "rename it, to user_id if"]),
+    "own column item": (GOOD | {"interactions": "user_id,item,rating\n10,1,5\n10,2,5\n"}, ["interactions.csv", "'item'", "name is taken", "rename it, to item_id if"]),
     "unknown cold item": (GOOD | {"item_cold": "item_id,part\n1,test\n9,test\n"}, ["item_cold.csv", "'item_id'", "line 3"]),
 }
 
