@@ -71,7 +71,6 @@ def test_evaluate_writes_the_promised_metrics(model, folder):
 
 def test_a_broken_row_is_named(folder, tmp_path):
     World("ecommerce", "zh", 120, 120, 0).dataset().to_folder(tmp_path / "data")
-    import pandas as pd
     table = pd.read_csv(tmp_path / "data" / "interactions.csv.gz", dtype=str)
     table.loc[4, "item_id"] = "no-such-item"
     table.to_csv(tmp_path / "data" / "interactions.csv.gz", index=False)
@@ -112,7 +111,6 @@ def test_a_model_is_not_asked_under_another_protocol(model, tmp_path):
 
 
 def test_irgan_without_ratings_is_answered(tmp_path):
-    import pandas as pd
     World("ecommerce", "zh", 120, 120, 0).dataset().to_folder(tmp_path / "data")
     table = pd.read_csv(tmp_path / "data" / "interactions.csv.gz", dtype=str)
     table.drop(columns="rating", errors="ignore").to_csv(tmp_path / "data" / "interactions.csv.gz", index=False)
@@ -124,7 +122,6 @@ def test_cold_items_are_drawn_written_and_found_again(folder, tmp_path, monkeypa
     from genre_nb.cli import cold_items
     from genre_nb.datasets import RecDataset
     from genre_nb.recommender import GenreConfig
-    import pandas as pd
     settings, heard = GenreConfig(protocol="item-cold"), []
     World("ecommerce", "zh", 150, 150, 0).dataset().to_folder(tmp_path / "data")
     drawn = cold_items(RecDataset.from_folder(tmp_path / "data"), tmp_path / "data", tmp_path / "out", settings, heard.append)
@@ -282,7 +279,6 @@ def test_users_who_are_not_in_the_table_are_counted(tmp_path):
 
 def test_the_report_says_what_counted_as_a_like(tmp_path):
     import numpy as np
-    import pandas as pd
     rng, data = np.random.default_rng(0), tmp_path / "data"
     data.mkdir()
     rows = pd.DataFrame({"user_id": np.repeat(np.arange(80), 12), "item_id": np.concatenate([rng.choice(60, 12, replace=False) for _ in range(80)]), "rating": rng.integers(3, 6, 960)})
