@@ -217,3 +217,20 @@ def test_gains_by_length_of_the_history(folder, tmp_path, monkeypatch, capsys):
     for mine in (short, long): assert apart[mine] == pytest.approx(asked.ndcg(asked.chosen_on(mine), mine)), "each kind by its own weights"
     assert asked.held_out(rows, rows, apart=False) == pytest.approx(asked.ndcg(best, rows)) and {"held out, apart", "apart over together"} <= set(found)
     with pytest.raises(SystemExit, match="nowhere.*is missing"): run(by_length, monkeypatch, tmp_path / "nowhere")
+
+
+def test_the_sampled_sum_is_measured_beside_the_whole_one(folder, tmp_path, monkeypatch, capsys):
+    tuned, summary, sampled = tmp_path / "baselines.json", tmp_path / "sampled.json", script("sampled_vae")
+    settings = {"hidden": 8, "latent": 4, "epochs": 20, "learning_rate": 0.01, "users_per_step": 10}
+    tuned.write_text(json.dumps({"shop.warm": {"baselines": {"mult_vae": {"settings": settings}}}}))
+    summary.write_text(json.dumps({"another.warm": {}}))
+    options = ["--data", folder, "--tuned", tuned, "--users", 50, "--summary", summary]
+    run(sampled, monkeypatch, *options, "--negatives", 5, "--seeds", 2)
+    found = json.loads(summary.read_text())
+    assert set(found) == {"another.warm", "shop.warm"} and "sampled over exact: nDCG@10 ×" in capsys.readouterr().out
+    found = found["shop.warm"]
+    assert found["settings"] == settings and found["negatives"] == 5 and 0 < found["validation_requests"] <= 50
+    assert all(len(found[kind][what]) == 2 for kind in ("sampled", "exact") for what in ("validation_ndcg@10", "seconds"))
+    assert found["sampled"]["validation_ndcg@10"] != found["exact"]["validation_ndcg@10"]
+    tuned.write_text("{}")
+    with pytest.raises(SystemExit, match="no mult_vae of shop.warm there; run baselines.py"): run(sampled, monkeypatch, *options)
