@@ -31,6 +31,8 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=2000, help="of validation, at most")
     parser.add_argument("--summary", type=Path, help="write the results there; what it holds of other sets stays")
     options = parser.parse_args()
+    for option in ("negatives", "seeds", "users"):
+        if getattr(options, option) < 1: sys.exit(f"--{option} {getattr(options, option)}: give at least 1")
     name = f"{options.data.resolve().name}.warm"
     chosen = json.loads(options.tuned.read_text(encoding="utf-8")).get(name, {}).get("baselines", {}).get("mult_vae")
     if chosen is None: sys.exit(f"--tuned {options.tuned}: no mult_vae of {name} there; run baselines.py --data {options.data} --summary {options.tuned} first")

@@ -232,5 +232,7 @@ def test_the_sampled_sum_is_measured_beside_the_whole_one(folder, tmp_path, monk
     assert found["settings"] == settings and found["negatives"] == 5 and 0 < found["validation_requests"] <= 50
     assert all(len(found[kind][what]) == 2 for kind in ("sampled", "exact") for what in ("validation_ndcg@10", "seconds"))
     assert found["sampled"]["validation_ndcg@10"] != found["exact"]["validation_ndcg@10"]
+    for option in ("--negatives", "--seeds", "--users"):
+        with pytest.raises(SystemExit, match=f"{option} 0: give at least 1"): run(sampled, monkeypatch, *options, option, 0)
     tuned.write_text("{}")
     with pytest.raises(SystemExit, match="no mult_vae of shop.warm there; run baselines.py"): run(sampled, monkeypatch, *options)
