@@ -156,7 +156,8 @@ def test_traditional_chinese_is_among_the_guesses(tmp_path):
     with pytest.raises(DataError, match="BIG5.*and look at the result"): RecDataset.from_folder(write(tmp_path, GOOD | {"items": "item_id,title\n1,運動鞋\n2,背包\n3,x\n".encode("big5")}))
 
 
-@pytest.mark.parametrize("raw, says", [(gzip.compress(ITEMS.encode()), "a gzip file.*csv.gz"), (b"PK\x03\x04\x14\x00\x06\x00\xe9", "a zip or Excel file.*save the table"), (b"PAR1\x15\x04\xff", "a parquet file")])
+@pytest.mark.parametrize("raw, says", [(gzip.compress(ITEMS.encode(), mtime=0), "a gzip file.*csv.gz"), (b"PK\x03\x04\x14\x00\x06\x00\xe9", "a zip or Excel file.*save the table"), (b"PAR1\x15\x04\xff", "a parquet file")],
+                         ids=["gzip", "zip", "parquet"])
 def test_files_of_another_kind_are_told_apart(tmp_path, raw, says):
     with pytest.raises(DataError, match=f"items.csv: this is {says}"): RecDataset.from_folder(write(tmp_path, GOOD | {"items": raw}))
 
