@@ -67,7 +67,7 @@ class GenreConfig(BaseModel):
     retrievers: tuple[str, ...] = ()                              # further first stages by their registered names
     fusion_grid: tuple[NonNegativeFloat, ...] = FUSION_GRID       # weights of a stage in `zsum(tuned)` to choose from on validation; (): no such fusion
     fusion_users: PositiveInt = 10_000                            # validation users at most on whom they are chosen: many weights need many users (under item-cold they need items, and `rerank.tune_users` do)
-    l2_grid: tuple[PositiveFloat, ...] = Field(default=(10.0, 30.0, 100.0, 300.0, 1000.0), min_length=1)   # λ of EASE to choose from on validation: small for a sparse table
+    l2_grid: tuple[PositiveFloat, ...] = Field(default=(10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0), min_length=1)   # λ of EASE to choose from on validation, from the smallest up until two in a row are no better: small for a sparse table
     user_power_grid: tuple[NonNegativeFloat, ...] = (0.5, 1.0)    # θ of `ease_weighted` to choose from, beside 0; (): no such stage
     discount_grid: tuple[NonNegativeFloat, ...] = Field(default=(0.0, 0.1, 0.2, 0.3), min_length=1)   # its δ
     svd_factors_grid: tuple[PositiveInt, ...] = (32, 64, 128)     # D of `pure_svd` and of `pure_svd_damped` to choose from on validation; (): no such stages
@@ -962,10 +962,12 @@ class StageFitting(Settings):
         return {"ease": plain, **({"ease_weighted": weighted} if weighted else {}), **svd}
 
     def _choose_ease(self, valid: Question) -> EASE:
-        best = -1.0
-        for l2 in self.config.l2_grid:
+        "From the smallest λ upward; two in a row that are no better than the best end the search."
+        best, behind = -1.0, 0
+        for l2 in sorted(set(self.config.l2_grid)):
             stage = EASE(l2).fit(self.view)
-            if (value := self._ndcg(stage, valid)) > best: best, found = value, stage
+            if (value := self._ndcg(stage, valid)) > best: best, found, behind = value, stage, 0
+            elif (behind := behind + 1) == 2: break
         return found
 
     def _weigh_ease(self, plain: EASE, valid: Question) -> EASE:

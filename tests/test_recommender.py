@@ -275,6 +275,19 @@ def test_a_fusion_is_offered_where_its_members_are():
     assert names <= set(stage_names({"ease": None, "rp3beta": None, "dense": None})) and not names & set(stage_names({"ease": None, "dense": None}))
 
 
+@pytest.mark.parametrize("values, tried, chosen", [
+    ({10: 0.1, 30: 0.2, 100: 0.3}, 3, 100),                        # still rising at the end
+    ({10: 0.3, 30: 0.2, 100: 0.3, 300: 0.9}, 3, 10),               # an equal value is no better
+    ({10: 0.3, 30: 0.2, 100: 0.4, 300: 0.3, 1000: 0.2, 3000: 0.9}, 5, 100)])   # one value behind ends nothing
+def test_lambda_is_sought_upward_until_two_are_no_better(monkeypatch, values, tried, chosen):
+    asked = []
+    fitted = GenreRecommender(config(l2_grid=(*reversed(values), 10)))        # in any order, one twice
+    fitted.view = None
+    monkeypatch.setattr(EASE, "fit", lambda stage, view: asked.append(stage.l2) or stage)
+    monkeypatch.setattr(fitted, "_ndcg", lambda stage, valid: values[stage.l2])
+    assert fitted._choose_ease(None).l2 == chosen and asked == sorted(values)[:tried]
+
+
 def test_ease_with_weights_is_chosen_on_validation(data):
     fitted = GenreRecommender(config(user_power_grid=(0.5,), discount_grid=(0.0, 0.3)))
     fitted.take(data)
