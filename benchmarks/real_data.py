@@ -46,7 +46,7 @@ def collected(out: Path) -> dict[str, dict]:
     for file in sorted(out.glob("*.*.*/metrics.json")):
         metrics = json.loads(file.read_text(encoding="utf-8"))
         found[file.parent.name] = {
-            "best_baseline": metrics["best_baseline"], "weights": metrics["weights"], "hard_negatives": metrics["config"].get("hard_negatives", 0), **{key: metrics[key] for key in ("users", "versions") if key in metrics}, "seconds": {k: round(v) for k, v in metrics["seconds"].items()},
+            "best_baseline": metrics["best_baseline"], "weights": metrics["weights"], "hard_negatives": metrics["config"].get("hard_negatives", 0), **{key: metrics[key] for key in ("users", "versions", "validation_ndcg@10") if key in metrics}, "seconds": {k: round(v) for k, v in metrics["seconds"].items()},
             "systems": {name: {m: values[m] for m in METRICS if m in values} for name, values in metrics["systems"].items()},
             **{lift: {"ndcg@10": metrics[lift]["ndcg@10"]} for lift in LIFTS if lift in metrics},
             **({"contaminated": metrics["contaminated"]} if "contaminated" in metrics else {})}
