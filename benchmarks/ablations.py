@@ -4,6 +4,8 @@ usage: python benchmarks/ablations.py --data FOLDER [--protocol item-cold] [--w 
 First stages and the scorer are fitted once for each seed, both players once for each w; weights are chosen on validation each time.
 A value of w that stands in --out is not run again. For each w: the first stage; the first stage + D with λ = 1, the weight of theory;
 GENRE with the weights of validation; GENRE without G (γ = 0); and the two with D shuffled, its scores dealt anew within each list.
+What D knows is the lift over D shuffled, paired by user. `validation` says what these weights were chosen by: the first stage, the best
+weights without players, the chosen ones; whoever wants to choose w looks there.
 """
 import argparse
 import json
@@ -35,6 +37,13 @@ def ordered(shop: GenreRecommender, question, weights: Weights, shuffle: bool = 
     return evaluate_lists(torch.cat(lists), question.relevant, n_items=shop.data.n_items, ks=(10,))
 
 
+def on_validation(trials: pd.DataFrame, extra: int) -> dict[str, float]:
+    "nDCG@10 of the first stage's order, of the best weights without players, and of the chosen ones."
+    own = trials[trials["generated"] == 0]
+    alone = own[(own[["judge", "match"]] == 0).all(axis=1)]
+    return {"first stage": float(alone.loc[alone["behaviour"] == 0, "value"].iloc[0]), "features only": float(alone["value"].max()), "genre": float(trials.loc[trials["generated"] == extra, "value"].max())}
+
+
 def measure(shop: GenreRecommender, w: float) -> dict:
     "Both players with this w, their weights, and the six orders of test."
     if shop.config.gan.w != w:
@@ -47,9 +56,10 @@ def measure(shop: GenreRecommender, w: float) -> dict:
                "genre, D shuffled": ordered(shop, question, chosen, shuffle=True, extra=shop.trained.extra),
                "genre, no G": ordered(shop, question, chosen.model_copy(update={"match": 0.0}))}
     last = pd.DataFrame(shop.trained.gan.rows).dropna(subset=["auc_match"]).iloc[-1]
-    return {"weights": chosen.model_dump(), "first_stage": shop.first_name, "auc_match": float(last["auc_match"]), "auc_real": float(last["auc_real"]), "versions": versions(),
+    return {"weights": chosen.model_dump(), "first_stage": shop.first_name, "auc_match": float(last["auc_match"]), "auc_real": float(last["auc_real"]), "validation": on_validation(shop.trained.trials, shop.trained.extra), "versions": versions(),
             "systems": {name: {m: v for m, v in found.summary().items() if m in METRICS} for name, found in systems.items()},
-            "lifts": {name: paired_lift(systems[name], systems["first stage"]) for name in systems if name != "first stage"}}
+            "lifts": {name: paired_lift(systems[name], systems["first stage"]) for name in systems if name != "first stage"},
+            "knowledge": {"at λ = 1": paired_lift(systems["first stage + D"], systems["first stage + D shuffled"]), "in GENRE": paired_lift(systems["genre"], systems["genre, D shuffled"])}}
 
 
 def main() -> None:
@@ -74,7 +84,9 @@ def main() -> None:
             print(f"seed {seed}, w = {w:g}: done after {time.perf_counter() - start:.0f} s", flush=True)
     show = lambda v: f"{v['mean']:+.1%} [{v['low']:+.1%}, {v['high']:+.1%}]"
     table = {key: {"λ": run["weights"]["judge"], "AUC match": round(run["auc_match"], 2), "AUC real": round(run["auc_real"], 2),
-                   **{name: show(v) for name, v in run["lifts"].items()}} for key, run in found.items()}
+                   **({"on validation": f"{run['validation']['genre'] / run['validation']['first stage'] - 1:+.1%}"} if "validation" in run else {}),
+                   **{name: show(v) for name, v in run["lifts"].items()}, **{f"D knows, {where}": show(v) for where, v in run.get("knowledge", {}).items()}}
+             for key, run in found.items()}
     print(pd.DataFrame(table).T.to_string())
 
 

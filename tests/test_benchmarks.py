@@ -192,6 +192,36 @@ def test_members_are_judged_by_those_who_did_not_choose(folder, tmp_path, monkey
     assert members.held_out(lone, "dense", 2) == pytest.approx(lone.each(weights[:1]).numpy()), "of one opinion there is only one order"
 
 
+def test_the_dial_is_turned_on_the_same_first_stages(folder, tmp_path, monkeypatch, capsys):
+    dial, out = script("ablations"), tmp_path / "dial.json"
+    dial.GenreConfig = tiny
+    (tmp_path / "old.json").write_text(json.dumps({"shop.warm.0.0": {"weights": {"judge": 1.0}, "auc_match": 0.5, "auc_real": 0.5, "lifts": {}}}))
+    options = ["--data", folder, "--protocol", "warm", "--w", 0, 1, "--out", out]
+    run(dial, monkeypatch, *options)
+    found = json.loads(out.read_text())
+    assert list(found) == ["shop.warm.0.0", "shop.warm.0.1"] and "D knows, at λ = 1" in capsys.readouterr().out
+    level = {key: {name: values["ndcg@10"]["mean"] for name, values in run["systems"].items()} for key, run in found.items()}
+    lists = [run["systems"]["first stage"] for run in found.values()]
+    assert lists[0] == lists[1], "the first stage is none of w's business"
+    for key, run_of in found.items():
+        at = level[key]
+        for name, lift in run_of["lifts"].items(): assert lift["mean"] == pytest.approx(at[name] / at["first stage"] - 1)
+        for where, (name, shuffled) in {"at λ = 1": ("first stage + D", "first stage + D shuffled"), "in GENRE": ("genre", "genre, D shuffled")}.items():
+            lift = run_of["knowledge"][where]
+            assert lift["mean"] == pytest.approx(at[name] / at[shuffled] - 1) and lift["low"] <= lift["mean"] <= lift["high"]
+        assert at["first stage + D"] != at["first stage + D shuffled"] and run_of["versions"]["python"]
+        assert 0 < run_of["validation"]["first stage"] <= run_of["validation"]["features only"] <= run_of["validation"]["genre"]
+    assert level["shop.warm.0.0"]["first stage + D"] != level["shop.warm.0.1"]["first stage + D"], "another w, another D"
+    config = tiny(protocol="warm").seeded(0)
+    shop = dial.GenreRecommender(config.model_copy(update={"gan": config.gan.model_copy(update={"w": 1.0})})).fit(RecDataset.from_folder(folder))
+    assert shop.trained.weights.model_dump() == found["shop.warm.0.1"]["weights"] and dial.on_validation(shop.trained.trials, shop.trained.extra) == found["shop.warm.0.1"]["validation"], "trained after another w, or first: the same"
+    monkeypatch.setattr(dial, "GenreRecommender", lambda *_: pytest.fail("fitted again"))
+    run(dial, monkeypatch, *options)                                             # all is there
+    assert json.loads(out.read_text()) == found
+    run(dial, monkeypatch, "--data", folder, "--protocol", "warm", "--w", 0, "--out", tmp_path / "old.json")
+    assert "shop.warm.0.0" in capsys.readouterr().out, "a file of before has neither validation nor knowledge"
+
+
 def test_gains_by_length_of_the_history(folder, tmp_path, monkeypatch, capsys):
     from genre_nb.recommender import GenreRecommender
     model, summary, by_length = tmp_path / "model", tmp_path / "by_length.json", script("by_length")
