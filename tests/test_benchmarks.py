@@ -80,6 +80,29 @@ def test_a_study_without_hard_negatives_stands_beside_the_other(seeds, folder, t
     assert on["ndcg@10"]["first_stage"] == off["ndcg@10"]["first_stage"] and on["auc_match"] != off["auc_match"]
 
 
+def test_a_study_for_each_position_of_the_dial(seeds, folder, tmp_path, monkeypatch, capsys):
+    options = ["--data", folder, "--out", tmp_path, "--seeds", 2, "--w", 0, 1, "--summary", tmp_path / "seeds.json"]
+    run(seeds, monkeypatch, *options)
+    assert "shop.warm.w1, 2 seeds, d_alone over d_alone_shuffled: users" in capsys.readouterr().out and {path.name for path in tmp_path.glob("shop*")} == {"shop.warm.w0", "shop.warm.w1"}
+    found = json.loads((tmp_path / "seeds.json").read_text())
+    assert [found[f"shop.warm.w{w}"]["w"] for w in (0, 1)] == [0, 1] and found["shop.warm.w0"]["ndcg@10"]["d_alone"] != found["shop.warm.w1"]["ndcg@10"]["d_alone"]
+    for study in found.values():
+        assert set(study["lifts"]) == {"first_stage", *seeds.PARTS, *seeds.ALONE} - {"genre_gan_off"}, "no twin is trained"
+        at = study["ndcg@10"]
+        for lift, (name, over) in seeds.ALONE.items():
+            assert study["lifts"][lift]["over_users"]["mean"] == pytest.approx(np.mean(at[name]) / np.mean(at[over]) - 1, abs=1e-3) and at[name] != at[over]
+        assert all(v["first_stage"] <= v["features_only"] <= v["genre"] for v in study["validation"])
+    dial = script("ablations")                                                   # the whole fit of one seed, by another script
+    dial.GenreConfig = tiny
+    run(dial, monkeypatch, "--data", folder, "--protocol", "warm", "--w", 0, 1, "--out", tmp_path / "dial.json")
+    whole = json.loads((tmp_path / "dial.json").read_text())
+    for w in (0, 1):
+        for ours, theirs in {"first_stage": "first stage", "d_alone": "first stage + D", "genre": "genre"}.items():
+            assert found[f"shop.warm.w{w}"]["ndcg@10"][ours][0] == pytest.approx(whole[f"shop.warm.0.{w}"]["systems"][theirs]["ndcg@10"]["mean"], abs=1e-4), (w, ours)
+    monkeypatch.setattr(seeds.Study, "share", lambda *_: pytest.fail("fitted again"))
+    run(seeds, monkeypatch, *options)                                            # all is there
+
+
 def test_fewer_users_teach_and_all_are_asked(seeds, folder, tmp_path, monkeypatch):
     data = RecDataset.from_folder(folder)
     tenth, third = (seeds.fewer_users(data, share) for share in (0.1, 0.3))
@@ -95,7 +118,7 @@ def test_fewer_users_teach_and_all_are_asked(seeds, folder, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("options, message", [(["--data", "nowhere"], "there is no such folder"), (["--users", "1.5"], "above 0 and at most 1"), (["--seeds", "0"], "at least 1"),
-                                              (["--draw", "1"], "with --users below 1"), (["--hard-negatives", "-1"], "from 0 upward")])
+                                              (["--draw", "1"], "with --users below 1"), (["--hard-negatives", "-1"], "from 0 upward"), (["--w", "0", "1.5"], "--w 0 1.5: give numbers from 0 to 1")])
 def test_wrong_options_of_seeds(seeds, folder, tmp_path, monkeypatch, options, message):
     with pytest.raises(SystemExit, match=message): run(seeds, monkeypatch, "--data", folder, "--out", tmp_path, *options)
 
