@@ -9,6 +9,7 @@ weights without players, the chosen ones; whoever wants to choose w looks there.
 """
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -71,6 +72,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("ablations.json"))
     options = parser.parse_args()
+    if not options.data.is_dir(): sys.exit(f"--data {options.data}: there is no such folder")
+    if options.seeds < 1: sys.exit(f"--seeds {options.seeds}: give at least 1")
+    if not all(0 <= w <= 1 for w in options.w): sys.exit(f"--w {' '.join(f'{w:g}' for w in options.w)}: give numbers from 0 to 1")
     start = time.perf_counter()
     found = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
     for seed in range(options.seeds):

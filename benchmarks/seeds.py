@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from ablations import on_validation
 from scipy import stats
 from torch import Tensor
 
@@ -77,13 +78,6 @@ class Told:
     def __call__(self, requests: Requests, items: Tensor) -> Tensor:
         if requests is not self.asked[0] or not torch.equal(items, self.asked[1]): self.asked, self.scores = (requests, items), self.judge(requests, items)
         return self.scores
-
-
-def on_validation(trials: pd.DataFrame, extra: int) -> dict[str, float]:
-    "nDCG@10 of the first stage's order, of the best weights without players, and of the chosen ones."
-    own = trials[trials["generated"] == 0]
-    alone = own[(own[["judge", "match"]] == 0).all(axis=1)]
-    return {"first_stage": float(alone.loc[alone["behaviour"] == 0, "value"].iloc[0]), "features_only": float(alone["value"].max()), "genre": float(trials.loc[trials["generated"] == extra, "value"].max())}
 
 
 class Study:

@@ -16,7 +16,8 @@ from genre_nb.simulation import World
 
 
 def script(name: str):
-    "A file of benchmarks/ as a module."
+    "A file of benchmarks/ as a module, which finds its neighbours as it does on the command line."
+    if (folder := str(Path(__file__).parents[1] / "benchmarks")) not in sys.path: sys.path.append(folder)
     spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -91,7 +92,7 @@ def test_a_study_for_each_position_of_the_dial(seeds, folder, tmp_path, monkeypa
         at = study["ndcg@10"]
         for lift, (name, over) in seeds.ALONE.items():
             assert study["lifts"][lift]["over_users"]["mean"] == pytest.approx(np.mean(at[name]) / np.mean(at[over]) - 1, abs=1e-3) and at[name] != at[over]
-        assert all(v["first_stage"] <= v["features_only"] <= v["genre"] for v in study["validation"])
+        assert all(v["first stage"] <= v["features only"] <= v["genre"] for v in study["validation"])
     dial = script("ablations")                                                   # the whole fit of one seed, by another script
     dial.GenreConfig = tiny
     run(dial, monkeypatch, "--data", folder, "--protocol", "warm", "--w", 0, 1, "--out", tmp_path / "dial.json")
@@ -243,6 +244,12 @@ def test_the_dial_is_turned_on_the_same_first_stages(folder, tmp_path, monkeypat
     assert json.loads(out.read_text()) == found
     run(dial, monkeypatch, "--data", folder, "--protocol", "warm", "--w", 0, "--out", tmp_path / "old.json")
     assert "shop.warm.0.0" in capsys.readouterr().out, "a file of before has neither validation nor knowledge"
+
+
+@pytest.mark.parametrize("options, message", [(["--data", "nowhere"], "there is no such folder"), (["--seeds", "0"], "at least 1"), (["--w", "0", "1.5"], "--w 0 1.5: give numbers from 0 to 1")])
+def test_wrong_options_of_the_dial(folder, tmp_path, monkeypatch, options, message):
+    with pytest.raises(SystemExit, match=message): run(script("ablations"), monkeypatch, "--data", folder, "--out", tmp_path / "dial.json", *options)
+    assert not list(tmp_path.iterdir())
 
 
 def test_gains_by_length_of_the_history(folder, tmp_path, monkeypatch, capsys):
