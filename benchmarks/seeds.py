@@ -28,6 +28,7 @@ from ablations import on_validation
 from scipy import stats
 from torch import Tensor
 
+from genre_nb.adversarial import GenreGAN
 from genre_nb.datasets import RecDataset, Requests
 from genre_nb.evaluation import Evaluation, distinct_n, paired_lift, ranking_metrics, versions
 from genre_nb.preprocessing import Analyzer
@@ -116,8 +117,8 @@ class Study:
         "1,024 requests at a time."
         for start in range(0, len(question), 1024): yield question[slice(start, start + 1024)]
 
-    def train(self, seed: int) -> None:
-        "Both trainings of a seed (of a turned dial: the game alone), their weights, and one reading of test."
+    def train(self, seed: int, twin: GenreGAN | None = None) -> GenreGAN:
+        "Both trainings of a seed (of a turned dial: the game alone), their weights, and one reading of test; the first phase is that of a twin, where there is one."
         file, start, shop = self.folder / f"{seed}.json", time.perf_counter(), copy.copy(self.shop)
         self.folder.mkdir(parents=True, exist_ok=True)
         shop.config = self.shop.config.seeded(seed)
@@ -125,7 +126,7 @@ class Study:
         shop.scorer = fit_scorer(self.lists, shop.config.rerank)
         saved = self.folder / f"training-{seed}"
         self.say(f"seed {seed}: the game")
-        shop.trained = shop.train_players(True, checkpoint_dir=saved / "game")
+        shop.trained = shop.train_players(True, twin=twin, checkpoint_dir=saved / "game")
         shop.choose_weights(shop.trained)
         if self.w is None:
             self.say(f"seed {seed}: its twin without the game")
@@ -142,6 +143,7 @@ class Study:
         beside.replace(file)
         shutil.rmtree(saved, ignore_errors=True)
         self.say(f"seed {seed}: done after {found['seconds']} s, genre {np.mean(found['ndcg@10']['genre']):.4f}")
+        return shop.trained.gan
 
     @torch.no_grad()
     def read(self, shop: GenreRecommender) -> dict[str, np.ndarray]:   # system → (test users,) nDCG@10
@@ -212,8 +214,9 @@ def main() -> None:
     studies = lambda: [study if w is None else study.at(w) for w in positions]
     if any(one.missing() for one in studies()): study.share()
     for seed in range(options.seeds):
+        players = None                                          # G's first phase does not look at w
         for one in studies():
-            if seed in one.missing(): one.train(seed)
+            if seed in one.missing(): players = one.train(seed, players)
     found = {one.name: one.summary() for one in studies()}
     show(found)
     if options.summary:

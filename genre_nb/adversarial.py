@@ -1124,10 +1124,10 @@ class GameWatch(GameRecord):
                            "rows": list(self.rows), "samples": list(self.samples_log), "grounded": self.grounded}
 
     def start_from(self, twin: GameRecord) -> None:
-        "Take over the first phase of a twin that differs in `adversarial` at most. Raises ValueError for another configuration."
+        "Take over the first phase of a twin that differs in `adversarial` and `w` at most, of which the first phase knows nothing. Raises ValueError for another configuration."
         past = twin.pretrained
-        if past["config"].model_copy(update={"adversarial": self.config.adversarial}) != self.config:
-            raise ValueError("a twin may differ in `adversarial` only: give the same configuration, or train without `twin`")
+        if past["config"].model_copy(update={"adversarial": self.config.adversarial, "w": self.config.w}) != self.config:
+            raise ValueError("a twin may differ in `adversarial` and `w` only: give the same configuration, or train without `twin`")
         self.load_state_dict(past["weights"])
         self.clock.load(dict(past["clock"]))
         self.rows, self.samples_log, self.grounded, self.pretrained = list(past["rows"]), list(past["samples"]), past["grounded"], past
@@ -1356,7 +1356,7 @@ def train_gan(
     progress: bool | Callable[[dict], None] = False,   # a bar, or a function called with each health check
     checkpoint_dir: str | Path | None = None,   # write, and resume from, `last.ckpt` there
     trainer: dict | None = None,             # arguments of `make_trainer`
-    twin: GenreGAN | None = None,            # trained before and different in `adversarial` only: its first phase is taken over, not repeated
+    twin: GenreGAN | None = None,            # trained before and different in `adversarial` and `w` only: its first phase is taken over, not repeated
     ground: Callable[[Players], np.ndarray] | None = None,   # called with the pair once G can write → (U, N) further hard negatives, −1 = none
     **options,                               # arguments of `Triples`: splits, pairs, hard_negatives, with_profile, context
 ) -> GenreGAN:

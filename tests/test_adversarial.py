@@ -303,8 +303,11 @@ def test_a_twin_takes_over_the_first_phase_and_ends_the_same(data, tokenizer):
     alone, twin = (train_gan(data, tokenizer, small(), adversarial=False, twin=other) for other in (None, game))
     assert_same(weights(alone), weights(twin))
     assert alone.history.equals(twin.history) and len(game.samples_log) == len(twin.samples_log) == 0
-    with pytest.raises(ValueError, match="may differ in `adversarial` only"):
-        train_gan(data, tokenizer, small(w=0.123), twin=game)
+    alone, turned = (train_gan(data, tokenizer, small(w=0.123), twin=other) for other in (None, game))   # the first phase knows nothing of w
+    assert_same(weights(alone), weights(turned))
+    assert alone.history.equals(turned.history) and not alone.history.equals(game.history)
+    with pytest.raises(ValueError, match="may differ in `adversarial` and `w` only"):
+        train_gan(data, tokenizer, small(lr_g=0.0123), twin=game)
 
 
 def test_what_is_sampled_and_what_is_scored_are_one_model(module, tokenizer):
