@@ -33,7 +33,7 @@ from genre_nb.datasets import RecDataset, Requests
 from genre_nb.evaluation import Evaluation, distinct_n, paired_lift, ranking_metrics, versions
 from genre_nb.preprocessing import Analyzer
 from genre_nb.recommender import GenreConfig, GenreRecommender, Question, RememberingBehaviour, ShuffledJudge, relabelled
-from genre_nb.reranking import Behaviour, Lists, Weights, fit_scorer
+from genre_nb.reranking import Behaviour, Lists, Scorer, Weights, fit_scorer
 
 PARTS = ("genre_gan_off", "genre_features_only", "genre_text_only", "genre_g_off", "genre_d_shuffled")
 ALONE = {"d_alone": ("d_alone", "first_stage"), "d_alone_shuffled": ("d_alone", "d_alone_shuffled")}   # lift → what over what, where the dial is turned
@@ -88,6 +88,7 @@ class Study:
         hard = options.hard_negatives
         self.name = f"{options.data.resolve().name}.{options.protocol}{'' if options.users == 1 else f'.{options.users:g}'}{f'.draw{options.draw}' if options.draw else ''}{'' if hard is None else f'.hard{hard}'}"
         self.folder, self.options, self.w = options.out / self.name, options, None
+        self.fitted: dict = {}                                  # the scorer of the seed at hand, for all positions of the dial
         self.shop = GenreRecommender(GenreConfig(protocol=options.protocol, **({} if hard is None else {"hard_negatives": hard})).seeded(0))
 
     def at(self, w: float) -> "Study":
@@ -117,13 +118,18 @@ class Study:
         "1,024 requests at a time."
         for start in range(0, len(question), 1024): yield question[slice(start, start + 1024)]
 
+    def scorer(self, seed: int, config: GenreConfig) -> Scorer:
+        "The networks of the features, of which D's dial is no part: fitted once for each seed."
+        if self.fitted.get("seed") != seed: self.fitted.update(seed=seed, scorer=fit_scorer(self.lists, config.rerank))
+        return self.fitted["scorer"]
+
     def train(self, seed: int, twin: GenreGAN | None = None) -> GenreGAN:
         "Both trainings of a seed (of a turned dial: the game alone), their weights, and one reading of test; the first phase is that of a twin, where there is one."
         file, start, shop = self.folder / f"{seed}.json", time.perf_counter(), copy.copy(self.shop)
         self.folder.mkdir(parents=True, exist_ok=True)
         shop.config = self.shop.config.seeded(seed)
         if self.w is not None: shop.config = shop.config.model_copy(update={"gan": shop.config.gan.model_copy(update={"w": self.w})})
-        shop.scorer = fit_scorer(self.lists, shop.config.rerank)
+        shop.scorer = self.scorer(seed, shop.config)
         saved = self.folder / f"training-{seed}"
         self.say(f"seed {seed}: the game")
         shop.trained = shop.train_players(True, twin=twin, checkpoint_dir=saved / "game")
