@@ -2,14 +2,17 @@
 
 usage: python benchmarks/seeds.py --data FOLDER [--protocol warm] [--seeds 5] [--users 1] [--draw 0] [--hard-negatives 16] [--w 0 0.5 1]
                                   --out RUNS [--summary nbs/results/seeds.json]
-A seed changes the weights at the start, the batches, and what G writes. Rows, first stages and training lists stay, so that a seed
-costs two trainings (the game, and its twin without) and not the whole fit. What G writes for some of the test users is counted, too, and
-what it is grounded to: numbers only, no text of the data is kept. `--users 0.1` learns from the rows of a tenth of the users only
-(`--draw` says which), and asks the same users as ever, each with the whole history: how hungry for data is it? `--hard-negatives 0`
-plays without them, beside the study that has them. `--w 0 0.5 1` turns D's dial instead: a study for each w, in which the game alone is
-trained, and D alone is asked, too (the first stage + D with λ = 1, the weight of theory, and the same with D shuffled). RUNS holds a folder for each
-study with one file for each finished seed, which is not trained again; a training that was interrupted goes on. Test is read once by
-each training. The intervals of the summary: over users (paired bootstrap of each user's mean over seeds), and over seeds (Student's t).
+A seed changes the weights at the start, the batches, what G writes, and which users of validation choose the weights where it has more
+than are asked. Rows, first stages and training lists stay, so that a seed costs two trainings (the game, and its twin without) and not
+the whole fit. What G writes for some of the test users is counted, too, and what it is grounded to: numbers only, no text of the data is
+kept. `--users 0.1` learns from the rows of a tenth of the users only (`--draw` says which), and asks the same users as ever, each with
+the whole history: how hungry for data is it? `--hard-negatives 0` plays without them, beside the study that has them. `--w 0 0.5 1` turns
+D's dial from realness (0) to relevance (1) instead: a study for each w, in which the game alone is trained, and D alone is asked, too
+(the first stage + D with λ = 1, the weight of theory, and the same with D shuffled); the positions of a seed share its scorer and G's
+first phase, which do not look at w. `validation` says what weights were chosen by; whoever wants to choose w looks there. RUNS holds a
+folder for each study with one file for each finished seed, which is not trained again; a training that was interrupted goes on. Test is
+read once by each training. The intervals of the summary: over users (paired bootstrap of each user's mean over seeds), and over seeds
+(Student's t).
 """
 import argparse
 import copy
@@ -24,7 +27,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from ablations import on_validation
 from scipy import stats
 from torch import Tensor
 
@@ -69,6 +71,13 @@ def fewer_users(data: RecDataset, share: float, draw: int = 0) -> RecDataset:
     users = np.random.default_rng([draw, 37]).permutation(data.n_users)[: max(1, round(share * data.n_users))]
     mine = np.isin(data.interactions["user"].to_numpy(), users)
     return relabelled(data, np.asarray(data.interactions["split"], dtype=object)[mine], mine)
+
+
+def on_validation(trials: pd.DataFrame, extra: int) -> dict[str, float]:
+    "nDCG@10 of the first stage's order, of the best weights without players, and of the chosen ones."
+    own = trials[trials["generated"] == 0]
+    alone = own[(own[["judge", "match"]] == 0).all(axis=1)]
+    return {"first stage": float(alone.loc[alone["behaviour"] == 0, "value"].iloc[0]), "features only": float(alone["value"].max()), "genre": float(trials.loc[trials["generated"] == extra, "value"].max())}
 
 
 class Told:
@@ -156,18 +165,19 @@ class Study:
         "The first stage, GENRE, and what is left of it without each part."
         values: dict[str, list[np.ndarray]] = {}
         if self.w is not None: shop.trained.judge = Told(shop.trained.judge)
+        deals, alone_deals = (np.random.default_rng([shop.config.seed, 99]) for _ in range(2))   # each goes on from batch to batch
         for part, items, scores in self.batches:
-            alone = () if self.w is None else self.alone(shop, part, items, scores)
-            for name, lists in (("first_stage", items), *alone, *shop._reranked(part, items, scores)):
+            alone = () if self.w is None else self.alone(shop, part, items, scores, alone_deals)
+            for name, lists in (("first_stage", items), *alone, *shop._reranked(part, items, scores, deals)):
                 if self.w is not None and name == "genre_gan_off": continue
                 values.setdefault(name, []).append(ranking_metrics(lists[:, :10], part.relevant, (10,))["ndcg@10"].numpy())
         return {name: np.concatenate(batches) for name, batches in values.items()}
 
-    def alone(self, shop: GenreRecommender, part: Question, items: Tensor, scores: Tensor) -> Iterator[tuple[str, Tensor]]:   # name, (B, C) item codes
+    def alone(self, shop: GenreRecommender, part: Question, items: Tensor, scores: Tensor, deals: np.random.Generator) -> Iterator[tuple[str, Tensor]]:   # name, (B, C) item codes
         "The first stage and D with the weight of theory, and the same with D shuffled."
         reranker, judge = shop.reranker(), shop.trained.judge
         reranker.scorer = reranker.match = None
-        for name, judge in (("d_alone", judge), ("d_alone_shuffled", ShuffledJudge(judge, shop.config.seed))):
+        for name, judge in (("d_alone", judge), ("d_alone_shuffled", ShuffledJudge(judge, deals))):
             reranker.judge = judge
             yield name, reranker.rerank(part.requests, items, scores, weights=Weights(behaviour=0.0, judge=1.0, match=0.0)).items
 

@@ -1443,8 +1443,8 @@ class ShuffledJudge:
     def __init__(
         self,
         judge: Callable[[Requests, Tensor], Tensor],   # (B, C) raw scores of candidates
-        seed: int = 0,                                 # of the dealing
-    ): self.judge, self.rng = judge, np.random.default_rng([seed, 99])
+        seed: int | np.random.Generator = 0,           # of the dealing; a generator goes on where it is, so that batches are dealt apart
+    ): self.judge, self.rng = judge, seed if isinstance(seed, np.random.Generator) else np.random.default_rng([seed, 99])
 
     def __call__(self, requests: Requests, items: Tensor) -> Tensor:   # (B, C) item codes, −1 = none → (B, C)
         "Scores that belong to other candidates of the same list; what is no candidate stays at the end."
@@ -1538,7 +1538,7 @@ class Comparing(Asking):
         if "match" not in wanted: reranker.match = None
         return reranker.parts(requests, items, scores)
 
-    def _reranked(self, question: Question, items: Tensor, scores: Tensor) -> Iterator[tuple[str, Tensor]]:   # name, (B, ≥ k) item codes
+    def _reranked(self, question: Question, items: Tensor, scores: Tensor, deals: np.random.Generator | None = None) -> Iterator[tuple[str, Tensor]]:   # name, (B, ≥ k) item codes
         "The first candidates of each list (and those from G's texts) in the final order of every variant, the rest as it was; each part is computed once."
         size, variants, said, behaviour = min(self.config.rerank.candidates, self.data.n_items), self._variants(), {}, RememberingBehaviour(self.behaviour)
         tail, counts = items[:, size:], lambda weights: {name for name, value in weights.model_dump().items() if value}
@@ -1549,18 +1549,24 @@ class Comparing(Asking):
         for v in variants:
             head, known = said[v.trained, v.extra]
             parts = {part: value for part, value in known.items() if part == "prior" or part in counts(v.weights)}
-            if v.shuffled and "judge" in parts: parts["judge"] = ShuffledJudge(lambda *_: known["judge"], self.config.seed)(question.requests, head[0])
+            if v.shuffled and "judge" in parts: parts["judge"] = ShuffledJudge(lambda *_: known["judge"], self.config.seed if deals is None else deals)(question.requests, head[0])
             ranked = self.reranker(v.trained).rerank(question.requests, *head, weights=v.weights, parts=parts).items
             yield v.name, followed_by(ranked, tail) if v.extra else torch.cat([ranked, tail], 1)
 
-    def systems(self, question: Question, k: int, oracle: Callable | None = None) -> Iterator[tuple[str, Tensor]]:   # name, (B, ≥ k) item codes
+    def systems(
+        self,
+        question: Question,                             # B requests
+        k: int,                                         # items wanted
+        oracle: Callable | None = None,                 # true relevance, where known
+        deals: np.random.Generator | None = None,       # of D's scores dealt anew; one for all batches, or each would be dealt alike
+    ) -> Iterator[tuple[str, Tensor]]:                  # name, (B, ≥ k) item codes
         "Every system's lists for some requests."
         stages = {name: Remembering(stage) if type(stage).retrieve is Retriever.retrieve else stage for name, stage in self.stages.items()}
         for name in self.names(): yield name, question.lists(self.stage(name, stages), k)[0]
         items, scores = question.lists(self.stage(self.first_name, stages), max(k, min(self.config.rerank.candidates, self.data.n_items)))
         stages.clear()
         yield "generated", question.lists(self.trained.match.stage, k)[0]
-        yield from self._reranked(question, items, scores)
+        yield from self._reranked(question, items, scores, deals)
         if oracle is not None: yield "oracle", self._oracle(oracle, question, k)
 
     def _oracle(self, oracle: Callable[[np.ndarray], np.ndarray], question: Question, k: int) -> Tensor:
@@ -1617,11 +1623,11 @@ class Evaluating(Comparing):
     def read_test(self, ks: tuple[int, ...], oracle: Callable | None, say: Say, limit: int | None, allowed: Tensor | None = None) -> dict[str, Evaluation]:
         "1,024 requests at a time, every system on the same ones; one table for each system's lists, since many small ones between large scores would keep the memory of these."
         question, lists, whole = self.question("test", limit).only(allowed), {}, {}
-        width = self.data.n_items if self.protocol.whole else max(ks)
+        width, deals = self.data.n_items if self.protocol.whole else max(ks), np.random.default_rng([self.config.seed, 99])
         for start in range(0, len(question), 1024):
             say(f"reading test: {start:,} of {len(question):,} users")
             part = question[slice(start, start + 1024)]
-            for name, items in self.systems(part, width, oracle):
+            for name, items in self.systems(part, width, oracle, deals):
                 items_shown = items[:, : max(ks)]
                 lists.setdefault(name, torch.full((len(question), items_shown.shape[1]), -1))[start : start + 1024] = items_shown
                 if self.protocol.whole: whole.setdefault(name, []).append(whole_ranking(items, part.relevant))

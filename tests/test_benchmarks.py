@@ -10,8 +10,9 @@ import pytest
 
 from genre_nb.adversarial import GanConfig
 from genre_nb.datasets import RecDataset
-from genre_nb.recommender import GenreConfig
-from genre_nb.reranking import RerankConfig
+from genre_nb.evaluation import ranking_metrics
+from genre_nb.recommender import GenreConfig, GenreRecommender, ShuffledJudge
+from genre_nb.reranking import Reranker, RerankConfig, Weights
 from genre_nb.simulation import World
 
 
@@ -81,6 +82,20 @@ def test_a_study_without_hard_negatives_stands_beside_the_other(seeds, folder, t
     assert on["ndcg@10"]["first_stage"] == off["ndcg@10"]["first_stage"] and on["auc_match"] != off["auc_match"]
 
 
+def the_whole_fit_says_the_same(folder, w: float, found: dict[str, float], weights: dict) -> None:
+    "The recommender's own fit and order, in which nothing is shared and nothing is asked once only."
+    config = tiny(protocol="warm").seeded(0)
+    shop = GenreRecommender(config.model_copy(update={"gan": config.gan.model_copy(update={"w": float(w)})})).fit(RecDataset.from_folder(folder))
+    question = shop.question("test")
+    items, scores = question.lists(shop.first, min(shop.config.rerank.candidates, shop.data.n_items))
+    orders = {"first_stage": items, "genre": shop.reranker().rerank(question.requests, *shop.lengthen(shop.trained, question, items, scores, shop.trained.extra)).items}
+    for name, judge in {"d_alone": shop.trained.judge, "d_alone_shuffled": ShuffledJudge(shop.trained.judge, shop.config.seed)}.items():
+        alone = Reranker(shop.config.rerank, judge=judge)
+        orders[name] = alone.rerank(question.requests, items, scores, weights=Weights(behaviour=0.0, judge=1.0, match=0.0)).items
+    assert shop.trained.weights.model_dump() == weights
+    for name, order in orders.items(): assert float(ranking_metrics(order[:, :10], question.relevant, (10,))["ndcg@10"].mean()) == pytest.approx(found[name], abs=1e-4), (w, name)
+
+
 def test_a_study_for_each_position_of_the_dial(seeds, folder, tmp_path, monkeypatch, capsys):
     options = ["--data", folder, "--out", tmp_path, "--seeds", 2, "--w", 0, 1, "--summary", tmp_path / "seeds.json"]
     run(seeds, monkeypatch, *options)
@@ -93,13 +108,7 @@ def test_a_study_for_each_position_of_the_dial(seeds, folder, tmp_path, monkeypa
         for lift, (name, over) in seeds.ALONE.items():
             assert study["lifts"][lift]["over_users"]["mean"] == pytest.approx(np.mean(at[name]) / np.mean(at[over]) - 1, abs=1e-3) and at[name] != at[over]
         assert all(v["first stage"] <= v["features only"] <= v["genre"] for v in study["validation"])
-    dial = script("ablations")                                                   # the whole fit of one seed, by another script
-    dial.GenreConfig = tiny
-    run(dial, monkeypatch, "--data", folder, "--protocol", "warm", "--w", 0, 1, "--out", tmp_path / "dial.json")
-    whole = json.loads((tmp_path / "dial.json").read_text())
-    for w in (0, 1):
-        for ours, theirs in {"first_stage": "first stage", "d_alone": "first stage + D", "genre": "genre"}.items():
-            assert found[f"shop.warm.w{w}"]["ndcg@10"][ours][0] == pytest.approx(whole[f"shop.warm.0.{w}"]["systems"][theirs]["ndcg@10"]["mean"], abs=1e-4), (w, ours)
+    for w in (0, 1): the_whole_fit_says_the_same(folder, w, {name: found[f"shop.warm.w{w}"]["ndcg@10"][name][0] for name in ("first_stage", "d_alone", "d_alone_shuffled", "genre")}, found[f"shop.warm.w{w}"]["weights"][0])
     monkeypatch.setattr(seeds.Study, "share", lambda *_: pytest.fail("fitted again"))
     run(seeds, monkeypatch, *options)                                            # all is there
 
@@ -136,7 +145,6 @@ def test_a_made_up_shop_has_the_size_that_was_asked_for(tmp_path):
 
 
 def test_what_is_written_is_counted_and_not_kept(folder, tmp_path, monkeypatch, capsys):
-    from genre_nb.recommender import GenreRecommender
     model, summary = tmp_path / "model", tmp_path / "written.json"
     shop = GenreRecommender(tiny()).fit(RecDataset.from_folder(folder))
     shop.save(model)
@@ -216,44 +224,7 @@ def test_members_are_judged_by_those_who_did_not_choose(folder, tmp_path, monkey
     assert members.held_out(lone, "dense", 2) == pytest.approx(lone.each(weights[:1]).numpy()), "of one opinion there is only one order"
 
 
-def test_the_dial_is_turned_on_the_same_first_stages(folder, tmp_path, monkeypatch, capsys):
-    dial, out = script("ablations"), tmp_path / "dial.json"
-    dial.GenreConfig = tiny
-    (tmp_path / "old.json").write_text(json.dumps({"shop.warm.0.0": {"weights": {"judge": 1.0}, "auc_match": 0.5, "auc_real": 0.5, "lifts": {}}}))
-    options = ["--data", folder, "--protocol", "warm", "--w", 0, 1, "--out", out]
-    run(dial, monkeypatch, *options)
-    found = json.loads(out.read_text())
-    assert list(found) == ["shop.warm.0.0", "shop.warm.0.1"] and "D knows, at λ = 1" in capsys.readouterr().out
-    level = {key: {name: values["ndcg@10"]["mean"] for name, values in run["systems"].items()} for key, run in found.items()}
-    lists = [run["systems"]["first stage"] for run in found.values()]
-    assert lists[0] == lists[1], "the first stage is none of w's business"
-    for key, run_of in found.items():
-        at = level[key]
-        for name, lift in run_of["lifts"].items(): assert lift["mean"] == pytest.approx(at[name] / at["first stage"] - 1)
-        for where, (name, shuffled) in {"at λ = 1": ("first stage + D", "first stage + D shuffled"), "in GENRE": ("genre", "genre, D shuffled")}.items():
-            lift = run_of["knowledge"][where]
-            assert lift["mean"] == pytest.approx(at[name] / at[shuffled] - 1) and lift["low"] <= lift["mean"] <= lift["high"]
-        assert at["first stage + D"] != at["first stage + D shuffled"] and run_of["versions"]["python"]
-        assert 0 < run_of["validation"]["first stage"] <= run_of["validation"]["features only"] <= run_of["validation"]["genre"]
-    assert level["shop.warm.0.0"]["first stage + D"] != level["shop.warm.0.1"]["first stage + D"], "another w, another D"
-    config = tiny(protocol="warm").seeded(0)
-    shop = dial.GenreRecommender(config.model_copy(update={"gan": config.gan.model_copy(update={"w": 1.0})})).fit(RecDataset.from_folder(folder))
-    assert shop.trained.weights.model_dump() == found["shop.warm.0.1"]["weights"] and dial.on_validation(shop.trained.trials, shop.trained.extra) == found["shop.warm.0.1"]["validation"], "trained after another w, or first: the same"
-    monkeypatch.setattr(dial, "GenreRecommender", lambda *_: pytest.fail("fitted again"))
-    run(dial, monkeypatch, *options)                                             # all is there
-    assert json.loads(out.read_text()) == found
-    run(dial, monkeypatch, "--data", folder, "--protocol", "warm", "--w", 0, "--out", tmp_path / "old.json")
-    assert "shop.warm.0.0" in capsys.readouterr().out, "a file of before has neither validation nor knowledge"
-
-
-@pytest.mark.parametrize("options, message", [(["--data", "nowhere"], "there is no such folder"), (["--seeds", "0"], "at least 1"), (["--w", "0", "1.5"], "--w 0 1.5: give numbers from 0 to 1")])
-def test_wrong_options_of_the_dial(folder, tmp_path, monkeypatch, options, message):
-    with pytest.raises(SystemExit, match=message): run(script("ablations"), monkeypatch, "--data", folder, "--out", tmp_path / "dial.json", *options)
-    assert not list(tmp_path.iterdir())
-
-
 def test_gains_by_length_of_the_history(folder, tmp_path, monkeypatch, capsys):
-    from genre_nb.recommender import GenreRecommender
     model, summary, by_length = tmp_path / "model", tmp_path / "by_length.json", script("by_length")
     shop = GenreRecommender(tiny()).fit(RecDataset.from_folder(folder))
     shop.save(model)

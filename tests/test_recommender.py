@@ -506,6 +506,26 @@ def test_a_shuffled_judge_says_the_same_to_others():
     for row, size in enumerate([40, 40, 30, 40, 40, 40]):
         assert sorted(dealt[row, :size].tolist()) == sorted(values[row, :size].tolist()) and dealt[row].tolist() != values[row].tolist()
     assert dealt[2, 30:].tolist() == values[2, 30:].tolist()
+    going_on = ShuffledJudge(lambda requests, items: values, np.random.default_rng([0, 99]))
+    first, second = (going_on(None, items) for _ in range(2))
+    assert torch.equal(first, dealt) and not torch.equal(second, dealt), "a second batch is dealt apart"
+
+
+def test_batches_are_dealt_apart_when_they_share_the_deals(fitted):
+    shop = copy.copy(fitted)
+    shop.trained = shop.gan_off = copy.copy(fitted.trained)
+    shop.trained.weights, shop.trained.extra = Weights(behaviour=0.0, judge=4.0, match=0.0), 0
+    question = shop.question("test")[:60]
+    of = lambda deals: dict(shop.systems(question, 10, deals=deals))
+    deals = np.random.default_rng([shop.config.seed, 99])
+    alone, again, first, second = of(None), of(None), of(deals), of(deals)
+    assert torch.equal(alone["genre_d_shuffled"], again["genre_d_shuffled"]) and torch.equal(alone["genre_d_shuffled"], first["genre_d_shuffled"])
+    assert not torch.equal(second["genre_d_shuffled"], first["genre_d_shuffled"]) and not torch.equal(first["genre_d_shuffled"], first["genre"])
+    assert all(torch.equal(first[name], second[name]) for name in first if name != "genre_d_shuffled")
+    rows = np.r_[np.arange(1024) % 60, np.arange(56)]                               # two batches, and the same users at the same places of both
+    shop.question = lambda *_: question[rows]
+    values = {name: found.per_user["ndcg@10"].to_numpy() for name, found in shop.read_test((10,), None, lambda _: None, None).items()}
+    assert np.array_equal(values["genre"][:56], values["genre"][1024:]) and not np.array_equal(values["genre_d_shuffled"][:56], values["genre_d_shuffled"][1024:])
 
 
 def test_remembering_changes_nothing_but_how_often_is_asked(fitted, data):

@@ -451,7 +451,7 @@ def test_moves_without_parts_and_plot_of_a_short_list():
     assert len(fig.axes[0].patches) == 4 + 3                                                       # two of the five are closed
 
 
-# ---------- what a user has rated low, and benchmarks/ablations.py
+# ---------- what a user has rated low
 
 def test_the_scorer_can_be_told_what_was_rated_low(data):
     stages = {"item_knn": ItemKNN().fit(data)}
