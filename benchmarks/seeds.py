@@ -34,7 +34,7 @@ from genre_nb.adversarial import GenreGAN
 from genre_nb.datasets import RecDataset, Requests
 from genre_nb.evaluation import Evaluation, distinct_n, paired_lift, ranking_metrics, versions
 from genre_nb.preprocessing import Analyzer
-from genre_nb.recommender import GenreConfig, GenreRecommender, Question, RememberingBehaviour, ShuffledJudge, relabelled
+from genre_nb.recommender import GenreConfig, GenreRecommender, Question, RememberingBehaviour, ShuffledJudge, deals_of, relabelled
 from genre_nb.reranking import Behaviour, Lists, Scorer, Weights, fit_scorer
 
 PARTS = ("genre_gan_off", "genre_features_only", "genre_text_only", "genre_g_off", "genre_d_shuffled")
@@ -165,7 +165,7 @@ class Study:
         "The first stage, GENRE, and what is left of it without each part."
         values: dict[str, list[np.ndarray]] = {}
         if self.w is not None: shop.trained.judge = Told(shop.trained.judge)
-        deals, alone_deals = (np.random.default_rng([shop.config.seed, 99]) for _ in range(2))   # each goes on from batch to batch
+        deals, alone_deals = (deals_of(shop.config.seed) for _ in range(2))   # each goes on from batch to batch
         for part, items, scores in self.batches:
             alone = () if self.w is None else self.alone(shop, part, items, scores, alone_deals)
             for name, lists in (("first_stage", items), *alone, *shop._reranked(part, items, scores, deals)):

@@ -44,7 +44,7 @@ __all__ = ['Say', 'REGISTRIES', 'FIRST_STAGES', 'TUNED', 'SINGLE_STAGES', 'DAMPI
            'Writer', 'fingerprint', 'Match', 'Question', 'relabelled', 'with_splits', 'with_usual_context',
            'finite_numbers', 'known_by', 'Warm', 'item_folds', 'Only', 'draw_cold_items', 'ItemCold', 'UserCold',
            'Irgan', 'cross_fit_by', 'Trained', 'check_parts', 'Settings', 'StageFitting', 'PlayerFitting',
-           'WeightFitting', 'Fitting', 'Requesting', 'Retrieving', 'Ranking', 'Asking', 'Report', 'plain',
+           'WeightFitting', 'Fitting', 'Requesting', 'Retrieving', 'Ranking', 'Asking', 'Report', 'plain', 'deals_of',
            'ShuffledJudge', 'Remembering', 'RememberingBehaviour', 'Variant', 'Comparing', 'Evaluating',
            'whole_ranking', 'GenreRecommender', 'check_contaminate', 'Stock', 'genuine_items', 'forge_stock',
            'Contaminated', 'ListingFold', 'auc_interval', 'ListingReport', 'with_interval', 'show_interval',
@@ -1437,6 +1437,11 @@ def plain(value):
     return int(value) if isinstance(value, np.integer) else value
 
 # %% ../nbs/13_recommender.ipynb #ae16ed52
+def deals_of(seed: int) -> np.random.Generator:
+    "By which D's scores are dealt anew; one for all batches of an evaluation, or each would be dealt alike."
+    return np.random.default_rng([seed, 99])
+
+
 class ShuffledJudge:
     "D with its scores dealt anew among the candidates of each list: the same numbers, no knowledge."
 
@@ -1444,7 +1449,7 @@ class ShuffledJudge:
         self,
         judge: Callable[[Requests, Tensor], Tensor],   # (B, C) raw scores of candidates
         seed: int | np.random.Generator = 0,           # of the dealing; a generator goes on where it is, so that batches are dealt apart
-    ): self.judge, self.rng = judge, seed if isinstance(seed, np.random.Generator) else np.random.default_rng([seed, 99])
+    ): self.judge, self.rng = judge, seed if isinstance(seed, np.random.Generator) else deals_of(seed)
 
     def __call__(self, requests: Requests, items: Tensor) -> Tensor:   # (B, C) item codes, −1 = none → (B, C)
         "Scores that belong to other candidates of the same list; what is no candidate stays at the end."
@@ -1558,7 +1563,7 @@ class Comparing(Asking):
         question: Question,                             # B requests
         k: int,                                         # items wanted
         oracle: Callable | None = None,                 # true relevance, where known
-        deals: np.random.Generator | None = None,       # of D's scores dealt anew; one for all batches, or each would be dealt alike
+        deals: np.random.Generator | None = None,       # from `deals_of`; one for all batches
     ) -> Iterator[tuple[str, Tensor]]:                  # name, (B, ≥ k) item codes
         "Every system's lists for some requests."
         stages = {name: Remembering(stage) if type(stage).retrieve is Retriever.retrieve else stage for name, stage in self.stages.items()}
@@ -1623,7 +1628,7 @@ class Evaluating(Comparing):
     def read_test(self, ks: tuple[int, ...], oracle: Callable | None, say: Say, limit: int | None, allowed: Tensor | None = None) -> dict[str, Evaluation]:
         "1,024 requests at a time, every system on the same ones; one table for each system's lists, since many small ones between large scores would keep the memory of these."
         question, lists, whole = self.question("test", limit).only(allowed), {}, {}
-        width, deals = self.data.n_items if self.protocol.whole else max(ks), np.random.default_rng([self.config.seed, 99])
+        width, deals = self.data.n_items if self.protocol.whole else max(ks), deals_of(self.config.seed)
         for start in range(0, len(question), 1024):
             say(f"reading test: {start:,} of {len(question):,} users")
             part = question[slice(start, start + 1024)]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from genre_nb.adversarial import GanConfig
 from genre_nb.datasets import RecDataset
@@ -17,8 +18,7 @@ from genre_nb.simulation import World
 
 
 def script(name: str):
-    "A file of benchmarks/ as a module, which finds its neighbours as it does on the command line."
-    if (folder := str(Path(__file__).parents[1] / "benchmarks")) not in sys.path: sys.path.append(folder)
+    "A file of benchmarks/ as a module."
     spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -82,21 +82,28 @@ def test_a_study_without_hard_negatives_stands_beside_the_other(seeds, folder, t
     assert on["ndcg@10"]["first_stage"] == off["ndcg@10"]["first_stage"] and on["auc_match"] != off["auc_match"]
 
 
+def in_thirties(question):
+    for start in range(0, len(question), 30): yield question[slice(start, start + 30)]
+
+
 def the_whole_fit_says_the_same(folder, w: float, found: dict[str, float], weights: dict) -> None:
     "The recommender's own fit and order, in which nothing is shared and nothing is asked once only."
     config = tiny(protocol="warm").seeded(0)
     shop = GenreRecommender(config.model_copy(update={"gan": config.gan.model_copy(update={"w": float(w)})})).fit(RecDataset.from_folder(folder))
-    question = shop.question("test")
-    items, scores = question.lists(shop.first, min(shop.config.rerank.candidates, shop.data.n_items))
-    orders = {"first_stage": items, "genre": shop.reranker().rerank(question.requests, *shop.lengthen(shop.trained, question, items, scores, shop.trained.extra)).items}
-    for name, judge in {"d_alone": shop.trained.judge, "d_alone_shuffled": ShuffledJudge(shop.trained.judge, shop.config.seed)}.items():
-        alone = Reranker(shop.config.rerank, judge=judge)
-        orders[name] = alone.rerank(question.requests, items, scores, weights=Weights(behaviour=0.0, judge=1.0, match=0.0)).items
+    question, orders = shop.question("test"), {name: [] for name in found}
+    theory = {"d_alone": shop.trained.judge, "d_alone_shuffled": ShuffledJudge(shop.trained.judge, shop.config.seed)}
+    for part in in_thirties(question):
+        items, scores = part.lists(shop.first, min(shop.config.rerank.candidates, shop.data.n_items))
+        orders["first_stage"].append(items)
+        orders["genre"].append(shop.reranker().rerank(part.requests, *shop.lengthen(shop.trained, part, items, scores, shop.trained.extra)).items)
+        for name, judge in theory.items():
+            orders[name].append(Reranker(shop.config.rerank, judge=judge).rerank(part.requests, items, scores, weights=Weights(behaviour=0.0, judge=1.0, match=0.0)).items)
     assert shop.trained.weights.model_dump() == weights
-    for name, order in orders.items(): assert float(ranking_metrics(order[:, :10], question.relevant, (10,))["ndcg@10"].mean()) == pytest.approx(found[name], abs=1e-4), (w, name)
+    for name, order in orders.items(): assert float(ranking_metrics(torch.cat([lists[:, :10] for lists in order]), question.relevant, (10,))["ndcg@10"].mean()) == pytest.approx(found[name], abs=1e-4), (w, name)
 
 
 def test_a_study_for_each_position_of_the_dial(seeds, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(seeds.Study, "parts", lambda self, question: in_thirties(question))   # so that there is more than one batch
     options = ["--data", folder, "--out", tmp_path, "--seeds", 2, "--w", 0, 1, "--summary", tmp_path / "seeds.json"]
     run(seeds, monkeypatch, *options)
     assert "shop.warm.w1, 2 seeds, d_alone over d_alone_shuffled: users" in capsys.readouterr().out and {path.name for path in tmp_path.glob("shop*")} == {"shop.warm.w0", "shop.warm.w1"}

@@ -20,7 +20,7 @@ from genre_nb.encoder import ENCODERS, EncoderConfig
 from genre_nb.evaluation import evaluate_lists
 from genre_nb.generator import LSTMGenerator
 from genre_nb.recommender import (DAMPINGS, FIRST_STAGES, PROTOCOLS, TUNED, GenreConfig, GenreRecommender, Nearest, Remembering, RememberingBehaviour, ShuffledJudge, Towers, blend, item_folds,
-                                  register, single_stages, stage_names, whole_ranking, with_splits)
+                                  register, single_stages, stage_names, whole_ranking, with_splits, deals_of)
 from genre_nb.reranking import RerankConfig, Weights
 from genre_nb.retrieval import RETRIEVERS, Dense, Popularity
 from genre_nb.simulation import World
@@ -506,7 +506,7 @@ def test_a_shuffled_judge_says_the_same_to_others():
     for row, size in enumerate([40, 40, 30, 40, 40, 40]):
         assert sorted(dealt[row, :size].tolist()) == sorted(values[row, :size].tolist()) and dealt[row].tolist() != values[row].tolist()
     assert dealt[2, 30:].tolist() == values[2, 30:].tolist()
-    going_on = ShuffledJudge(lambda requests, items: values, np.random.default_rng([0, 99]))
+    going_on = ShuffledJudge(lambda requests, items: values, deals_of(0))
     first, second = (going_on(None, items) for _ in range(2))
     assert torch.equal(first, dealt) and not torch.equal(second, dealt), "a second batch is dealt apart"
 
@@ -517,7 +517,7 @@ def test_batches_are_dealt_apart_when_they_share_the_deals(fitted):
     shop.trained.weights, shop.trained.extra = Weights(behaviour=0.0, judge=4.0, match=0.0), 0
     question = shop.question("test")[:60]
     of = lambda deals: dict(shop.systems(question, 10, deals=deals))
-    deals = np.random.default_rng([shop.config.seed, 99])
+    deals = deals_of(shop.config.seed)
     alone, again, first, second = of(None), of(None), of(deals), of(deals)
     assert torch.equal(alone["genre_d_shuffled"], again["genre_d_shuffled"]) and torch.equal(alone["genre_d_shuffled"], first["genre_d_shuffled"])
     assert not torch.equal(second["genre_d_shuffled"], first["genre_d_shuffled"]) and not torch.equal(first["genre_d_shuffled"], first["genre"])
