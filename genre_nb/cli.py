@@ -283,7 +283,7 @@ def recommend(
     context: Fields = None,
     as_json: AsJson = False,
 ) -> None:
-    """Retrieve and re-rank for users or for interest texts: genre recommend --model DIR --interest 鼠标"""
+    """Retrieve and re-rank for users or for interest texts: genre recommend --model DIR --interest 运动鞋"""
     who, kind = who_asks(user, interest)
     fields = read_fields(context)
     with plain_errors():
